@@ -1,0 +1,138 @@
+"""Attention where queries say *where* and keys and values say *what*.
+
+The one idea: a token's position enters only as a rotation. Content tokens rotate their keys by
+the place they really have; a query rotates itself by the place it asks about. Their product then
+depends on the displacement between the two, never on the order in which tokens arrived, so one
+set of keys and values serves questions about any position, many at a time.
+
+Letters, here and in every other file: B batch, N tokens of an image, S slots of the content
+sequence (the class slot, then tokens), M queries of one step, D model width, H heads,
+K = D / H head width, V vocabulary, C classes.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.complex128) -> Tensor:
+    """The rotations cos a + i sin a of every raster position of a grid, and of the class slot.
+
+    Of the K/2 angles of a position the first half turn with its row, the second with its column,
+    at K/4 frequencies base^(-2i/(K/2)) each (paper §3.1, after 2-D RoPE).
+
+    Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class slot:
+    *zero*, so its key and query are zero vectors and every query scores it 0 whatever its content.
+    That is no rotation at all, but the released weights were trained so. Note what follows: nothing
+    tells a query where the picture's border is; it knows only displacements between tokens.
+    """
+    height, width = grid
+    frequencies = base ** (-torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
+    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies        # (h, K/4)
+    columns = torch.arange(width, dtype=torch.float64)[:, None] * frequencies      # (w, K/4)
+    angles = torch.cat([rows[:, None].expand(-1, width, -1),
+                        columns[None].expand(height, -1, -1)], dim=-1)             # (h, w, K/2)
+    table = torch.polar(torch.ones_like(angles), angles).flatten(0, 1)             # (N, K/2)
+    return torch.cat([table, torch.zeros_like(table[:1])]).to(device, dtype)       # (N + 1, K/2)
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn each pair (a, b) of neighbouring features to (a cos - b sin, b cos + a sin).
+
+    That is the product of a + ib with cos + i sin.
+    x: (B, S, H, K). rotary: (B, S, K/2) complex, rows of `rotary_table`. Leading sizes may broadcast:
+    one unrotated query comes out as one query per position.
+    Half precision is rotated in float32 and cast back.
+    """
+    wide = x.to(rotary.real.dtype).unflatten(-1, (-1, 2))                          # (B, S, H, K/2, 2)
+    turned = torch.view_as_complex(wide) * rotary[:, :, None]                      # (B, S, H, K/2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)                      # (B, S, H, K)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · gain over the last axis; at least float32 inside, cast back before the gain."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, self.gain.shape, eps=self.eps).to(x.dtype) * self.gain
+
+
+class Cache:
+    """Keys and values of everything encoded so far: one pair per content layer, one shared pair.
+
+    Allocated once for all slots a decode will need and written in place: slot `s` is written once,
+    when the cache's length is `s`, and nothing at or beyond `length` is ever read.
+    """
+
+    def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int, **factory):
+        self.pairs = torch.empty(layers, 2, batch, heads, slots, head_dim, **factory)
+        self.length = 0
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, s, K) keys and values behind `length`; return all up to and with them.
+
+        Every layer of one step writes the same slots: `length` moves by `advance`, once a step.
+        """
+        end = self.length + keys.shape[2]
+        pair = self.pairs[layer, :, :, :, :end]                                    # (2, B, H, end, K)
+        pair[0, :, :, self.length:] = keys
+        pair[1, :, :, self.length:] = values
+        return pair[0], pair[1]
+
+    def advance(self, slots: int) -> None:
+        self.length += slots
+
+
+class ContentAttention(nn.Module):
+    """Self-attention among content tokens: what has been seen so far, each where it really is."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None = None, causal: bool = False,
+                cache: Cache | None = None, layer: int = 0) -> Tensor:
+        """x: (B, S, D), rotary: (B, S, K/2) -> (B, S, D).
+
+        `mask` (S, S) says which slots (columns) each slot (row) attends to; `causal` is the
+        lower triangle; with neither, all see all. With a cache the keys are those of all slots.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)         # (B, S, H, K) each
+        q, k = rotate(q, rotary).transpose(1, 2), rotate(k, rotary).transpose(1, 2)
+        v = v.transpose(1, 2)                                                      # (B, H, S, K)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)                                       # (B, H, length + S, K)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out(x.transpose(1, 2).flatten(2))                              # (B, S, D)
+
+
+class QueryAttention(nn.Module):
+    """Cross-attention of target positions to the shared keys and values; queries never meet."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, keys: Tensor, values: Tensor,
+                causal: bool = False) -> Tensor:
+        """x: (B, M, D) or (1, 1, D), rotary: (B, M, K/2), keys, values: (B, H, S, K) -> (B, M, D).
+
+        `causal`: query t sees slots 0..t (training, where M = S); otherwise every slot.
+        """
+        q = rotate(self.q(x).unflatten(-1, (self.heads, -1)), rotary)              # (B, M, H, K)
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=causal)
+        return self.out(x.transpose(1, 2).flatten(2))                              # (B, M, D)

@@ -1,0 +1,171 @@
+"""ARPG: a content pass that reads, a query pass that asks (paper §3.1, figure 3).
+
+The one idea: split a causal transformer in two. The first half reads the class and the tokens
+known so far and ends in *one* set of keys and values. The second half holds nothing but questions,
+"which id stands at this position?", each a copy of the [MASK] embedding rotated to its target.
+Questions do not see each other, so any number can be asked at once, in any order.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import Cache, ContentAttention, QueryAttention, RMSNorm, rotary_table, rotate
+from .config import ModelConfig
+
+
+class FeedForward(nn.Module):
+    """w2(silu(w1 x) · w3 x), with w1 and w3 in one product."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w13 = nn.Linear(dim, 2 * hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w13(x).chunk(2, dim=-1)
+        return self.w2(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block around either kind of attention."""
+
+    def __init__(self, config: ModelConfig, attention: type[nn.Module]):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim)
+        self.attention = attention(config.dim, config.heads)
+        self.ffn_norm = RMSNorm(config.dim)
+        self.ffn = FeedForward(config.dim, config.ffn_hidden)
+
+    def forward(self, x: Tensor, *where, dropout: float = 0.0, **how) -> Tensor:
+        x = x + F.dropout(self.attention(self.attention_norm(x), *where, **how), dropout)
+        return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of `hidden @ weight.T`, never holding more than `rows` rows of logits.
+
+    The gradient of a row's loss is softmax - one-hot: it is known as soon as the row's logits are,
+    so the forward pass computes both gradients and the backward pass only scales them.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+        needs_gradient = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32),
+                            device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if needs_gradient else None
+        d_weight = torch.zeros_like(weight, dtype=total.dtype) if needs_gradient else None
+        for start in range(0, len(hidden), rows):
+            h, t = hidden[start:start + rows], targets[start:start + rows]         # (rows, D), (rows,)
+            logits = F.linear(h, weight).to(total.dtype)                           # (rows, V)
+            total += F.cross_entropy(logits, t, reduction="sum")
+            if needs_gradient:
+                p = logits.softmax(-1)
+                p[torch.arange(len(t), device=t.device), t] -= 1
+                p = p.to(weight.dtype)
+                d_hidden[start:start + rows] = p @ weight
+                d_weight += p.T @ h
+        if needs_gradient:
+            ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, d_total: Tensor):
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * d_total, d_weight * d_total, None, None
+
+
+class ARPG(nn.Module):
+    """The model. `ModelConfig` says its sizes; `decoding.decode` draws images from it.
+
+    Causality and dropout are properties of a call, passed to `read` and `ask`; only `forward` looks
+    at `training`, and there only for dropout. So decoding is the same in either mode.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.embedding = nn.Embedding(c.vocab_size + c.num_classes + 3, c.dim)
+        self.content = nn.ModuleList(Block(c, ContentAttention) for _ in range(c.content_layers))
+        self.kv_norm = RMSNorm(c.dim)
+        self.kv = nn.Linear(c.dim, 2 * c.dim, bias=False)
+        self.query = nn.ModuleList(Block(c, QueryAttention) for _ in range(c.query_layers))
+        self.norm = RMSNorm(c.dim)
+        self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.mask_id = c.vocab_size
+        self.null_label = c.num_classes
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with std 0.02 for every matrix; the head at zero, so a fresh loss is ln V exactly."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
+
+    def rotary(self, grid: tuple[int, int]) -> Tensor:
+        """The rotary table (N + 1, K/2) of a grid, at least complex64 whatever the weights are."""
+        weight = self.embedding.weight
+        dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
+        return rotary_table(grid, self.config.head_dim, self.config.rope_base, weight.device, dtype)
+
+    def class_ids(self, labels: Tensor) -> Tensor:
+        """(B,) classes, or `null_label` for none -> (B, 1) rows of the embedding table."""
+        return (self.config.vocab_size + 1 + labels)[:, None]
+
+    def read(self, ids: Tensor, where: Tensor, mask: Tensor | None = None, causal: bool = False,
+             cache: Cache | None = None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The content pass: encode slots, return the keys and values all query layers share.
+
+        ids: (B, S) rows of the embedding table. where: (B, S, K/2), their rotary rows.
+        Returns keys (rotated) and values, each (B, H, S, K), of all slots in the cache if one is given.
+        """
+        x = F.dropout(self.embedding(ids), dropout)                                # (B, S, D)
+        for layer, block in enumerate(self.content):
+            x = block(x, where, mask=mask, causal=causal, cache=cache, layer=layer,
+                      dropout=dropout)
+        k, v = self.kv(self.kv_norm(x)).unflatten(-1, (2, self.config.heads, -1)).unbind(2)
+        k, v = rotate(k, where).transpose(1, 2), v.transpose(1, 2)                 # (B, H, S, K)
+        if cache is not None:
+            k, v = cache.append(len(self.content), k, v)
+            cache.advance(ids.shape[1])
+        return k, v
+
+    def ask(self, where: Tensor, keys: Tensor, values: Tensor, causal: bool = False,
+            dropout: float = 0.0) -> Tensor:
+        """The query pass: one question per target position.
+
+        where: (B, M, K/2), the targets' rotary rows. keys, values: (B, H, S, K).
+        Returns (B, M, D), normed, ready for the head.
+
+        Before the first attention every question is the same vector: it enters as (1, 1, D), is
+        projected once, and becomes one query per target by being rotated to its position.
+        """
+        x = self.embedding.weight[self.mask_id].view(1, 1, -1)
+        for block in self.query:
+            x = block(x, where, keys, values, causal=causal, dropout=dropout)      # (B, M, D)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, labels: Tensor, orders: Tensor, loss_rows: int = 0) -> Tensor:
+        """Teacher forcing: predict every token from the class and those before it in its order.
+
+        tokens: (B, N) raster ids. labels: (B,) classes or `null_label`. orders: (B, N) permutations.
+        Returns logits (B, N, V), float32 at least; logits[:, t] predicts tokens[orders[:, t]].
+        With `loss_rows` = r > 0 returns the mean cross-entropy over all targets instead (equation 5),
+        computed r rows of logits at a time.
+        """
+        content = tokens.gather(1, orders)                                         # (B, N)
+        ids = torch.cat([self.class_ids(labels), content[:, :-1]], dim=1)          # (B, S = N)
+        class_slot = torch.full_like(orders[:, :1], orders.shape[1])               # (B, 1)
+        slots = torch.cat([class_slot, orders[:, :-1]], dim=1)                     # (B, S)
+        table = self.rotary(self.config.grid)                                      # (N + 1, K/2)
+        dropout = self.config.dropout if self.training else 0.0
+        keys, values = self.read(ids, table[slots], causal=True, dropout=dropout)
+        x = self.ask(table[orders], keys, values, causal=True, dropout=dropout)    # (B, N, D)
+        if loss_rows:
+            total = ChunkedCrossEntropy.apply(x.flatten(0, 1), self.head.weight, content.flatten(),
+                                              loss_rows)
+            return total / content.numel()
+        return self.head(x).to(torch.promote_types(x.dtype, torch.float32))
