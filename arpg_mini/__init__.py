@@ -1,7 +1,14 @@
 """arpg_mini: autoregressive image generation in any order, many tokens at a time."""
 
-from .config import ModelConfig, TokenizerConfig
-from .model import ARPG
-from .tokenizer import VQTokenizer
+from importlib import import_module
 
-__all__ = ["ARPG", "ModelConfig", "TokenizerConfig", "VQTokenizer"]
+_HOMES = {"ARPG": "model", "ModelConfig": "config", "TokenizerConfig": "config",
+          "VQTokenizer": "tokenizer"}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    """Import a public name from its module on first use, so that `--help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'arpg_mini' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,6 +1,25 @@
 """Sizes and settings: dataclasses with a comment per field, and the presets made of them."""
 
-from dataclasses import dataclass
+import argparse
+import sys
+from dataclasses import dataclass, field
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line: the flag or file, the value, what would be right."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints only the line that matters when a flag is wrong, and ends with exit code 2."""
+
+    def error(self, message: str):
+        sys.exit(complain(self.prog, message))
+
+
+def complain(program: str, message: object) -> int:
+    """Print one line for the user and return the exit code of their mistakes."""
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return 2
 
 
 @dataclass
@@ -60,3 +79,75 @@ class TokenizerConfig:
     def stride(self) -> int:
         """Pixels a side that one id stands for."""
         return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass
+class TrainConfig:
+    """How to train. The ARPG half follows the paper; the tokenizer half is for small pictures."""
+
+    steps: int = 3000                       # optimizer steps of ARPG
+    batch_size: int = 64                    # images a step, over all processes together
+    lr: float = 2e-3                        # peak learning rate
+    final_lr: float = 1e-5                  # where the cosine ends
+    warmup: float = 0.25                    # share of the run in which it rises to the peak
+    weight_decay: float = 0.05              # on tensors of two or more dimensions
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0                  # largest norm of the whole gradient
+    ema: float = 0.9999                     # decay of the running average of the weights
+    loss_rows: int = 8192                   # rows of logits held at once
+    tokenizer_steps: int = 400
+    tokenizer_batch_size: int = 32
+    tokenizer_lr: float = 2e-3
+    tokenizer_patience: int = 20            # batches without use after which a codebook row is moved
+
+
+@dataclass
+class Preset:
+    """All that a named run fixes: where its pictures come from, and every size."""
+
+    data: str                               # "shapes", "fashion-mnist" or "folder"
+    side: int                               # pixels a side of a picture
+    model: ModelConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mirror: bool = False                    # encode mirror images too: a second view of each picture
+    guidance: float = 2.0                   # of the sample grids
+
+
+def _small_tokenizer(codebook_size: int) -> TokenizerConfig:
+    return TokenizerConfig(channels=32, multipliers=(1, 1, 2), encoder_blocks=1, decoder_blocks=1,
+                           latent_channels=64, codebook_size=codebook_size, local_encoder=True)
+
+
+def presets() -> dict[str, Preset]:
+    """The named runs, made anew at each call so that nobody changes another's."""
+    small = dict(dim=128, content_layers=3, query_layers=3, heads=4, ffn_hidden=256, dropout=0.0,
+                 rope_base=10.0)
+    paper = dict(vocab_size=16384, num_classes=1000, grid=(16, 16))
+    quick = dict(warmup=0.05, final_lr=4e-5, ema=0.998)
+    return {
+        # Two CPU cores, minutes.
+        "shapes": Preset(
+            "shapes", 24, ModelConfig(**small, vocab_size=64, num_classes=10, grid=(6, 6)),
+            _small_tokenizer(64), TrainConfig(**quick)),
+        "fashion-mnist": Preset(
+            "fashion-mnist", 28, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(7, 7)),
+            _small_tokenizer(256), TrainConfig(**quick, steps=2000)),
+        "folder": Preset(
+            "folder", 32, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(8, 8)),
+            _small_tokenizer(256), TrainConfig(**quick, steps=2000), mirror=True),
+        # ImageNet-256 with the released tokenizer, 61 M parameters: one 24 GB GPU.
+        "imagenet-s": Preset(
+            "folder", 256, ModelConfig(dim=512, content_layers=7, query_layers=7, heads=8, **paper),
+            train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True, guidance=4.0),
+        # ImageNet-256 with the released tokenizer. Steps, batch and rates of the paper; GPUs.
+        "arpg-l": Preset(
+            "folder", 256, ModelConfig(dim=1024, content_layers=12, query_layers=12, heads=16, **paper),
+            train=TrainConfig(steps=500_000, batch_size=1024, lr=4e-4), mirror=True, guidance=4.0),
+        "arpg-xl": Preset(
+            "folder", 256, ModelConfig(dim=1280, content_layers=18, query_layers=18, heads=20, **paper),
+            train=TrainConfig(steps=670_000, batch_size=768, lr=3e-4), mirror=True, guidance=4.0),
+        "arpg-xxl": Preset(
+            "folder", 256, ModelConfig(dim=1536, content_layers=24, query_layers=24, heads=24, **paper),
+            train=TrainConfig(steps=1_000_000, batch_size=512, lr=2e-4), mirror=True, guidance=4.0),
+    }

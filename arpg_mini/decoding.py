@@ -55,6 +55,22 @@ def random_orders(seeds: Sequence[int], n: int) -> Tensor:
     return torch.from_numpy(np.stack([np.random.default_rng([ORDER, s]).permutation(n) for s in seeds]))
 
 
+def named_order(name: str, grid: tuple[int, int]) -> Tensor:
+    """(N,) int64: "raster" row by row, "column" column by column, "spiral" from the edge inwards,
+    "outward" by distance from the centre, "checkerboard" every second position first."""
+    height, width = grid
+    row, column = np.divmod(np.arange(height * width), width)
+    ring = np.minimum.reduce([row, column, height - 1 - row, width - 1 - column])
+    y, x = row - (height - 1) / 2, column - (width - 1) / 2
+    # Within a ring, clockwise from its top left corner: along the top, down, back, up.
+    top, right, bottom = row == ring, column == width - 1 - ring, row == height - 1 - ring
+    side = np.select([top, right, bottom], [0, 1, 2], 3)
+    along = np.select([top, right, bottom], [column, row, -column], -row)
+    keys = {"raster": [row], "column": [column], "spiral": [ring, side, along],
+            "outward": [y * y + x * x, np.arctan2(y, x)], "checkerboard": [(row + column) % 2]}[name]
+    return torch.from_numpy(np.lexsort(keys[::-1]))
+
+
 def position_noise(seeds: Sequence[int], n: int) -> Tensor:
     """(B, n) float64 in [0, 1): for each seed one uniform number per raster position."""
     return torch.from_numpy(np.stack([np.random.default_rng([NOISE, s]).random(n) for s in seeds]))

@@ -1,0 +1,92 @@
+"""Saving and loading that survive crashes and hostile files.
+
+The one idea: a file is written beside its place, flushed to the disk and renamed over it, so that at
+every moment the name holds one whole file, the old or the new. Loading never unpickles objects.
+"""
+
+import hashlib
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .config import ModelConfig, TokenizerConfig, UserError
+from .model import ARPG
+from .tokenizer import VQTokenizer
+
+FORMAT = "arpg_mini 1"
+
+
+def write_whole(path: Path, write) -> None:
+    """Let `write(file)` fill a new file, then put it at `path` in one step."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(path: Path, kind: str, **content) -> None:
+    """Write a checkpoint of tensors and plain values; `kind` says what it is."""
+    write_whole(path, lambda file: torch.save({"format": FORMAT, "kind": kind, **content}, file))
+
+
+def load(path: Path, kind: str) -> dict:
+    """Read what `save` wrote, onto the CPU. UserError names a file that is not that."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint, truncated or foreign ({reason[:100]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("kind") != kind:
+        raise UserError(f"{path}: is no {kind} of this program")
+    return content
+
+
+def fill(module: torch.nn.Module, state: dict, path: Path) -> None:
+    """Load tensors into a module; UserError names the first that doesn't fit."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[1].strip()}") from None
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A checksum of all weights: what made of them stays valid while it stays the same."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tokenizer(path: Path, tokenizer: VQTokenizer, **more) -> None:
+    save(path, "tokenizer", config=asdict(tokenizer.config), tokenizer=tokenizer.state_dict(), **more)
+
+
+def load_tokenizer(path: Path) -> tuple[VQTokenizer, dict]:
+    """The tokenizer in a file, in evaluation mode, and all that the file holds."""
+    content = load(path, "tokenizer")
+    tokenizer = VQTokenizer(TokenizerConfig(**content["config"]))
+    fill(tokenizer, content["tokenizer"], path)
+    return tokenizer.eval(), content
+
+
+def load_model(path: Path, weights: str = "ema") -> tuple[ARPG, dict]:
+    """The model in a run's `model.pt`, in evaluation mode, and all that the file holds.
+
+    weights: "ema", the running average that samples best, or "model", the newest.
+    """
+    content = load(path, "model")
+    model = ARPG(ModelConfig(**content["config"]))
+    fill(model, content[weights], path)
+    return model.eval(), content

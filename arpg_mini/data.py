@@ -1,0 +1,313 @@
+"""Pictures to learn from: the built-in shapes, Fashion-MNIST, and folders of class folders.
+
+The one idea: whatever the source, a data set is a list of labels and a function from indices to uint8
+pictures, with a fingerprint that changes when anything in it does. Encoded once by a tokenizer it
+becomes files of ids, which is all that ARPG ever reads.
+"""
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+from tqdm import tqdm
+
+from .config import UserError
+
+
+class Pictures:
+    """Pictures held in memory. `FolderPictures` reads them when asked."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], fingerprint: str):
+        self.images, self.labels, self.classes = images, labels.astype(np.int64), list(classes)
+        self.fingerprint = fingerprint
+        self.bad: dict[str, str] = {}           # file -> why it can't be used
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The usable ones of `indices`, and their pictures, (n, side, side, 3) uint8."""
+        indices = np.asarray(indices)
+        return indices, self.images[indices]
+
+
+# The built-in shapes. Each is drawn as polygons around (0, 0) within the unit circle or square,
+# filled (1) or cut out (0); x runs right, y down.
+
+SIDE, CELL, SUPERSAMPLE = 24, 4, 8
+
+
+def _arc(start: float, end: float, radius: float = 1.0, points: int = 24) -> list[tuple[float, float]]:
+    angles = [math.radians(start + (end - start) * i / points) for i in range(points + 1)]
+    return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
+
+
+def _star(tips: int, inner: float) -> list[tuple[float, float]]:
+    angles = [math.pi * i / tips for i in range(2 * tips)]
+    return [((inner if i % 2 else 1) * math.sin(a), -(inner if i % 2 else 1) * math.cos(a))
+            for i, a in enumerate(angles)]
+
+
+def _cross(half: float) -> list[tuple[float, float]]:
+    corner = [(half, -1), (half, -half), (1, -half)]
+    quarter_turns = [lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x)]
+    return [turn(x, y) for turn in quarter_turns for x, y in corner]
+
+
+SHAPES = {
+    "circle": [(_arc(0, 360), 1)],
+    "ring": [(_arc(0, 360), 1), (_arc(0, 360, 0.5), 0)],
+    "triangle": [([(0, -1), (1, 0.85), (-1, 0.85)], 1)],
+    "square": [([(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)], 1)],
+    "bar": [([(-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)], 1)],
+    "cross": [(_cross(0.33), 1)],
+    "star": [(_star(4, 0.35), 1)],
+    "corner": [([(-0.9, -0.9), (-0.25, -0.9), (-0.25, 0.25), (0.9, 0.25), (0.9, 0.9), (-0.9, 0.9)], 1)],
+    "arrow": [([(1, 0), (0, -1), (0, -0.36), (-1, -0.36), (-1, 0.36), (0, 0.36), (0, 1)], 1)],
+    "half disc": [([(x, y + 0.5) for x, y in _arc(180, 360)], 1)],
+}
+COLOURS = np.array([(230, 50, 50), (250, 200, 40), (50, 180, 75), (70, 200, 240), (50, 80, 220),
+                    (210, 60, 200)], np.float32)
+GROUNDS = np.array([(24, 24, 28), (236, 236, 230)], np.float32)
+
+
+def draw_shape(seed: int, index: int) -> tuple[np.ndarray, int]:
+    """Picture (SIDE, SIDE, 3) uint8 and class number `index` of the endless set `seed`."""
+    rng = np.random.default_rng([seed, index])
+    label, colour, ground = (int(rng.integers(len(k))) for k in (SHAPES, COLOURS, GROUNDS))
+    cell = rng.integers(PLACES, size=2)
+    jitter_x, jitter_y, jitter_size, jitter_angle = rng.uniform(-1, 1, 4)
+    radius = RADIUS * (1 - JITTER_SIZE + JITTER_SIZE * jitter_size)
+    first = (SIDE - (PLACES - 1) * CELL) / 2
+    x0 = first + CELL * cell[0] + JITTER_PLACE * jitter_x
+    y0 = first + CELL * cell[1] + JITTER_PLACE * jitter_y
+    cos, sin = math.cos(jitter_angle * JITTER_ANGLE), math.sin(jitter_angle * JITTER_ANGLE)
+    mask = Image.new("L", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE))
+    canvas = ImageDraw.Draw(mask)
+    for polygon, fill in list(SHAPES.values())[label]:
+        canvas.polygon([((x0 + radius * (x * cos - y * sin)) * SUPERSAMPLE - 0.5,
+                         (y0 + radius * (x * sin + y * cos)) * SUPERSAMPLE - 0.5) for x, y in polygon],
+                       fill=255 * fill)
+    alpha = np.asarray(mask.reduce(SUPERSAMPLE), np.float32)[..., None] / 255
+    return (COLOURS[colour] * alpha + GROUNDS[ground] * (1 - alpha) + 0.5).astype(np.uint8), label
+
+
+def shapes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` of the endless set `seed`: uint8 (count, side, side, 3), int64 (count,).
+
+    Ten classes in six colours on two grounds, all independent; picture i depends on (seed, i) alone.
+    """
+    drawn = [draw_shape(seed, i) for i in range(count)]
+    images = np.stack([image for image, _ in drawn]) if drawn else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    return images, np.array([label for _, label in drawn], np.int64)
+
+
+def shapes_pictures(count: int, seed: int) -> Pictures:
+    return Pictures(*shapes(count, seed), list(SHAPES), f"shapes 1 {count} {seed}")
+
+
+# Fashion-MNIST. The checksums are of the unpacked files: repacking changes the others.
+
+FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
+                   "bag", "ankle boot")
+FASHION_FILES = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"),
+                   Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arpg_mini/fashion-mnist")
+
+
+def read_idx(path: Path, sha256: str) -> np.ndarray:
+    """The uint8 array in an IDX file, packed by gzip or not. UserError if it isn't the known one."""
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, gzip.zlib.error) as error:
+        raise UserError(f"{path}: can't be read ({error}); delete it and run again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path}: not the Fashion-MNIST file of that name (checksum differs); "
+                        "delete it and run again")
+    sizes = np.frombuffer(data, ">i4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(sizes)
+
+
+def find_fashion(folder: Path | None = None, url: str = FASHION_URL,
+                 folders: Sequence[Path] = FASHION_FOLDERS) -> Path:
+    """The folder that has the four files: the one given, the first known, or the last, downloaded to."""
+    def complete(path: Path) -> bool:
+        return all((path / f"{name}.gz").exists() or (path / name).exists() for name in FASHION_FILES)
+
+    for candidate in [folder] if folder else folders:
+        if complete(candidate):
+            return candidate
+    if folder:
+        raise UserError(f"{folder}: lacks one of {', '.join(FASHION_FILES)} (.gz or not)")
+    target = folders[-1]
+    target.mkdir(parents=True, exist_ok=True)
+    for name, sha256 in FASHION_FILES.items():
+        part = target / f"{name}.part"
+        try:
+            with urllib.request.urlopen(f"{url}{name}.gz", timeout=60) as source, open(part, "wb") as sink:
+                while block := source.read(1 << 20):
+                    sink.write(block)
+            read_idx(part, sha256)
+        except OSError as error:
+            raise UserError(f"{url}{name}.gz: download failed ({error}); put the four files into "
+                            f"{target} by hand") from None
+        part.replace(target / f"{name}.gz")
+    return target
+
+
+def fashion_pictures(split: str, folder: Path | None = None) -> Pictures:
+    """The real set: "train" 60,000 or "t10k" 10,000 pictures, 28×28 grey."""
+    root, arrays = find_fashion(folder), []
+    for name in (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"):
+        packed = root / f"{name}.gz"
+        arrays.append(read_idx(packed if packed.exists() else root / name, FASHION_FILES[name]))
+    images = np.repeat(arrays[0][..., None], 3, axis=-1)                           # (n, 28, 28, 3)
+    return Pictures(images, arrays[1], FASHION_CLASSES, f"fashion-mnist {split}")
+
+
+# Folders of class folders.
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def fit_picture(image: Image.Image, side: int) -> np.ndarray:
+    """Any picture -> (side, side, 3) uint8: turned by its EXIF mark, flattened onto white, scaled so
+    that the shorter side fits, and cut from the centre (as in the ADM evaluation's preprocessing:
+    halve by boxes while twice too large, then one bicubic step)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":          # 16 bits or more a pixel
+        deep = np.asarray(image, np.float32)
+        top = 65535 if image.mode.startswith("I") else max(float(deep.max()), 1e-9)
+        image = Image.fromarray((deep / top * 255).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    width, height = (max(side, round(s * scale)) for s in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    # Only what is kept gets scaled: a strip of one pixel's width would grow to millions of rows.
+    box = (left / scale, top / scale, min(image.width, (left + side) / scale),
+           min(image.height, (top + side) / scale))
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+
+
+class FolderPictures(Pictures):
+    """Pictures in `root/CLASS/…`, read when asked; what can't be read is named in `bad`, not fatal."""
+
+    def __init__(self, files: list[tuple[str, int]], root: Path, classes: Sequence[str], side: int):
+        self.files, self.root, self.side = [f for f, _ in files], root, side
+        stats = [(f, label, (root / f).stat()) for f, label in files]
+        marks = "\n".join(f"{f} {label} {s.st_size} {s.st_mtime_ns}" for f, label, s in stats)
+        fingerprint = hashlib.sha256(f"folder 1 {side}\n{marks}".encode()).hexdigest()
+        super().__init__(np.empty(0), np.array([label for _, label in files], np.int64), classes, fingerprint)
+
+    def load_one(self, index: int) -> np.ndarray | None:
+        path = self.root / self.files[index]
+        try:
+            with Image.open(path) as image:
+                return fit_picture(image, self.side)
+        except Exception as error:  # a codec may raise anything; one bad file must not end a run
+            self.bad[str(path)] = f"{type(error).__name__}: {error}"
+            return None
+
+    def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            images = list(pool.map(self.load_one, indices))
+        kept = [i for i, image in zip(indices, images) if image is not None]
+        good = [image for image in images if image is not None]
+        return np.asarray(kept, np.int64), np.stack(good) if good else np.zeros((0, self.side, self.side, 3), np.uint8)
+
+
+def folder_pictures(root: Path, side: int) -> tuple[FolderPictures, FolderPictures]:
+    """Training and held-out pictures of a folder of class folders.
+
+    Held out are `root/val` if there is one beside `root/train`, else every file whose path's checksum
+    falls on 1 in 20 (so adding files moves no other), at least one where there are two.
+    """
+    if not root.is_dir():
+        raise UserError(f"--data {root}: no such folder (nor 'shapes' or 'fashion-mnist')")
+    split = (root / "train").is_dir() and (root / "val").is_dir()
+    base = root / "train" if split else root
+    classes = sorted(d.name for d in base.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+    def listing(folder: Path) -> list[tuple[str, int]]:
+        found = [(str(f.relative_to(folder)), label) for label, name in enumerate(classes)
+                 for f in sorted((folder / name).rglob("*")) if f.suffix.lower() in SUFFIXES and f.is_file()]
+        return found
+
+    files = listing(base)
+    if len(files) < 2:
+        raise UserError(f"--data {root}: has {len(files)} pictures in class folders "
+                        f"({', '.join(sorted(s[1:] for s in SUFFIXES))}); at least 2 are needed")
+    if split:
+        return FolderPictures(files, base, classes, side), \
+            FolderPictures(listing(root / "val"), root / "val", classes, side)
+    marks = [int(hashlib.sha256(f.encode()).hexdigest()[:8], 16) for f, _ in files]
+    out = {i for i, mark in enumerate(marks) if mark % 20 == 0} or {int(np.argmin(marks))}
+    if len(out) == len(files):
+        out.pop()
+    return FolderPictures([f for i, f in enumerate(files) if i not in out], root, classes, side), \
+        FolderPictures([f for i, f in enumerate(files) if i in out], root, classes, side)
+
+
+# Files of ids.
+
+class Ids:
+    """Encoded pictures, memory-mapped: `ids` (n, views, N) uint16 and `labels` (n,) int64."""
+
+    def __init__(self, stem: Path):
+        self.ids = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        self.labels = np.load(stem.with_suffix(".labels.npy"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def encode_pictures(pictures: Pictures, encode, stem: Path, mark: str, mirror: bool,
+                    batch: int = 256, progress: bool = True) -> Ids:
+    """The ids of `pictures`, from `stem`.npy if it was made of the same, else encoded and kept there.
+
+    encode: (n, side, side, 3) uint8 -> (n, N) ids. mark: what else the ids depend on (the tokenizer).
+    mirror: encode each picture's mirror image too, as a second view.
+    The small JSON file that vouches for the two arrays is written last.
+    """
+    voucher = stem.with_suffix(".json")
+    made_of = {"pictures": pictures.fingerprint, "mark": mark, "views": 1 + mirror}
+    try:
+        if json.loads(voucher.read_text()) == made_of:
+            return Ids(stem)
+    except (OSError, ValueError, EOFError):
+        pass
+    voucher.unlink(missing_ok=True)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    rows, labels = [], []
+    for start in tqdm(range(0, len(pictures), batch), desc=f"encode {stem.name}", disable=not progress):
+        kept, images = pictures.load(range(start, min(start + batch, len(pictures))))
+        if len(kept):
+            views = [images, images[:, :, ::-1]] if mirror else [images]
+            rows.append(np.stack([encode(v) for v in views], axis=1).astype(np.uint16))
+            labels.append(pictures.labels[kept])
+    if not rows:
+        raise UserError(f"{next(iter(pictures.bad), stem)}: none of {len(pictures)} pictures can be read")
+    np.save(stem.with_suffix(".npy"), np.concatenate(rows))
+    np.save(stem.with_suffix(".labels.npy"), np.concatenate(labels))
+    voucher.write_text(json.dumps(made_of))
+    return Ids(stem)

@@ -1,0 +1,94 @@
+"""Out again: grids, PNG, GIF, and the `.npz` files that evaluators read."""
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .checkpoint import write_whole
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """(n, height, width, 3) uint8 -> (n, 3, height, width) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(n, 3, height, width) in [-1, 1] -> (n, height, width, 3) uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
+    """(n, height, width, 3) uint8 -> one picture, row by row, `gap` white pixels apart."""
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images.repeat(zoom, axis=1).repeat(zoom, axis=2)):
+        y, x = (i // columns) * (height * zoom + gap), (i % columns) * (width * zoom + gap)
+        canvas[y:y + height * zoom, x:x + width * zoom] = image
+    return Image.fromarray(canvas)
+
+
+def captioned(rows: Sequence[Image.Image], captions: Sequence[str], margin: int = 76) -> Image.Image:
+    """Pictures of one width under each other, each with a line of text on its left."""
+    canvas = Image.new("RGB", (margin + rows[0].width, sum(r.height + 4 for r in rows)), "white")
+    top = 0
+    for row, caption in zip(rows, captions):
+        canvas.paste(row, (margin, top))
+        ImageDraw.Draw(canvas).text((4, top + row.height // 2 - 6), caption, fill="black")
+        top += row.height + 4
+    return canvas
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    write_whole(path, lambda file: image.save(file, "PNG"))
+
+
+def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 120) -> None:
+    """An endless animation; the last frame stays ten times as long."""
+    durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
+    write_whole(path, lambda file: frames[0].save(file, "GIF", save_all=True, append_images=frames[1:],
+                                                  duration=durations, loop=0))
+
+
+def cover_unknown(images: np.ndarray, known: np.ndarray, grey: int = 128) -> np.ndarray:
+    """Pictures (n, height, width, 3) with the cells of unknown tokens, (n, h, w) False, in grey."""
+    cell_height = images.shape[1] // known.shape[1]
+    cell_width = images.shape[2] // known.shape[2]
+    pixels = known.repeat(cell_height, axis=1).repeat(cell_width, axis=2)          # (n, height, width)
+    return np.where(pixels[..., None], images, np.uint8(grey))
+
+
+def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, int, int],
+             labels: np.ndarray) -> None:
+    """The ADM evaluator's file: `arr_0` uint8 (n, height, width, 3), `arr_1` int64 (n,).
+
+    Batches go to the disk as they come, so memory holds one batch however many there are.
+    ValueError if they do not add up to `shape`.
+    """
+    def header(file, shape, dtype):
+        described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
+                     "shape": shape}
+        np.lib.format.write_array_header_1_0(file, described)
+
+    def write(file):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
+                header(entry, shape, np.uint8)
+                count = 0
+                for batch in batches:
+                    if batch.shape[1:] != shape[1:] or batch.dtype != np.uint8:
+                        raise ValueError(f"a batch of {batch.dtype} {batch.shape} for {shape}")
+                    entry.write(np.ascontiguousarray(batch).data)
+                    count += len(batch)
+                if count != shape[0]:
+                    raise ValueError(f"{count} images came, {shape[0]} were promised")
+            with archive.open("arr_1.npy", "w") as entry:
+                header(entry, labels.shape, np.int64)
+                entry.write(np.ascontiguousarray(labels, np.int64).data)
+
+    write_whole(path, write)

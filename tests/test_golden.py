@@ -1,0 +1,56 @@
+"""Against inputs and outputs of the released implementation."""
+
+import json
+
+import pytest
+import torch
+from helpers import GOLDEN, golden, golden_arpg
+
+from arpg_mini import TokenizerConfig, VQTokenizer
+from arpg_mini.decoding import decode, step_sizes
+
+SIZES = json.loads((GOLDEN / "step_sizes.json").read_text())
+RUNS = [f"{schedule}__{guidance}__{steps}" for schedule in ("arccos", "cosine")
+        for guidance in ("linear", "constant") for steps in (4, 7)]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_step_sizes_are_the_released_ones(name):
+    schedule, n, steps = name.split("/")
+    assert step_sizes(int(n), int(steps), schedule) == SIZES[name]
+
+
+def test_teacher_forcing_gives_the_released_logits_and_loss():
+    """Broken if any part of the forward pass, or a fused weight's order, differs from the release.
+
+    The recipe's weights make attention so peaked that float32 and float64 runs of one model differ by
+    7e-5 of the largest logit; 1e-4 of it is as close as two float32 implementations can be asked to be.
+    """
+    model, arrays, _ = golden_arpg()
+    inputs = arrays["tokens"], arrays["labels"], arrays["orders"]
+    logits = model(*inputs)
+    assert (logits - arrays["logits"]).abs().max() < 1e-4 * arrays["logits"].abs().max()
+    assert abs(model(*inputs, loss_rows=5).item() - arrays["loss"].item()) < 1e-5
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_greedy_decoding_gives_the_released_ids(run):
+    """Broken if the schedule, the guidance, the cache or the block attention differs from the release."""
+    model, arrays, config = golden_arpg()
+    schedule, guidance_schedule, steps = run.split("__")
+    order, tokens = arrays[f"gen__{run}__order"], arrays[f"gen__{run}__tokens"]
+    assert step_sizes(len(order), int(steps), schedule) == arrays[f"gen__{run}__sizes"].tolist()
+    ids = decode(model, arrays["labels"], range(3), steps=int(steps), schedule=schedule, top_k=1,
+                 guidance=config["guidance"], guidance_schedule=guidance_schedule, orders=order)
+    assert torch.equal(ids, tokens)
+
+
+def test_the_tokenizer_has_the_released_architecture():
+    """Broken if the largest configuration lacks or adds a layer: as many tensors of the same sizes."""
+    _, _, released = golden("vq16.npz")
+    released.pop("quantize.codebook_used")
+    with torch.device("meta"):
+        ours = VQTokenizer(TokenizerConfig()).state_dict()
+    ours.pop("codebook.idle")
+    assert sorted(v.shape for v in ours.values()) == sorted(v.shape for v in released.values())
+    assert TokenizerConfig().stride == 16
