@@ -40,6 +40,14 @@ class ModelConfig:
 
     def __post_init__(self):
         self.grid = tuple(self.grid)
+        for name in ("dim", "content_layers", "query_layers", "heads", "vocab_size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"grid {self.grid}: must be two sizes, 1 or more")
+        for name in ("dropout", "class_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more and below 1")
         if self.dim % self.heads or self.head_dim % 4:
             raise ValueError(f"dim {self.dim} with {self.heads} heads: the head width must be "
                              "a whole multiple of 4")
@@ -136,7 +144,7 @@ def presets() -> dict[str, Preset]:
         "folder": Preset(
             "folder", 32, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(8, 8)),
             _small_tokenizer(256), TrainConfig(**quick, steps=2000), mirror=True),
-        # ImageNet-256 with the released tokenizer, 61 M parameters: one 24 GB GPU.
+        # ImageNet-256 with the released tokenizer, 62 M parameters: one 24 GB GPU.
         "imagenet-s": Preset(
             "folder", 256, ModelConfig(dim=512, content_layers=7, query_layers=7, heads=8, **paper),
             train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True, guidance=4.0),

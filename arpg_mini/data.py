@@ -42,7 +42,9 @@ class Pictures:
 # The built-in shapes. Each is drawn as polygons around (0, 0) within the unit circle or square,
 # filled (1) or cut out (0); x runs right, y down.
 
-SIDE, CELL, SUPERSAMPLE = 24, 4, 8
+SIDE, SUPERSAMPLE = 24, 8
+RADIUS, JITTER_SIZE = 10.0, 0.03            # pixels; and the share it varies by, down from RADIUS
+JITTER_PLACE, JITTER_ANGLE = 0.25, math.radians(3)   # pixels and radians, either way
 
 
 def _arc(start: float, end: float, radius: float = 1.0, points: int = 24) -> list[tuple[float, float]]:
@@ -83,12 +85,9 @@ def draw_shape(seed: int, index: int) -> tuple[np.ndarray, int]:
     """Picture (SIDE, SIDE, 3) uint8 and class number `index` of the endless set `seed`."""
     rng = np.random.default_rng([seed, index])
     label, colour, ground = (int(rng.integers(len(k))) for k in (SHAPES, COLOURS, GROUNDS))
-    cell = rng.integers(PLACES, size=2)
     jitter_x, jitter_y, jitter_size, jitter_angle = rng.uniform(-1, 1, 4)
     radius = RADIUS * (1 - JITTER_SIZE + JITTER_SIZE * jitter_size)
-    first = (SIDE - (PLACES - 1) * CELL) / 2
-    x0 = first + CELL * cell[0] + JITTER_PLACE * jitter_x
-    y0 = first + CELL * cell[1] + JITTER_PLACE * jitter_y
+    x0, y0 = SIDE / 2 + JITTER_PLACE * jitter_x, SIDE / 2 + JITTER_PLACE * jitter_y
     cos, sin = math.cos(jitter_angle * JITTER_ANGLE), math.sin(jitter_angle * JITTER_ANGLE)
     mask = Image.new("L", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE))
     canvas = ImageDraw.Draw(mask)

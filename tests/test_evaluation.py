@@ -1,0 +1,56 @@
+"""Scores that are right on pictures whose class and colour are known."""
+
+import numpy as np
+import pytest
+
+from arpg_mini import data, evaluation
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return evaluation.shapes_classifier()
+
+
+def test_real_shapes_are_read_right_and_coherent(judge):
+    images, labels = data.shapes(1000, seed=1)
+    scores = evaluation.shapes_scores(images, labels, judge)
+    assert scores["class accuracy"] > 0.99 and scores["colour coherence"] > 0.99
+
+
+def test_wrong_labels_score_one_in_ten(judge):
+    """1,000 shuffled labels: 0.1 within five standard deviations."""
+    images, labels = data.shapes(1000, seed=1)
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert abs(evaluation.shapes_scores(images, shuffled, judge)["class accuracy"] - 0.1) < 5 * 0.0095
+
+
+def test_two_colours_or_two_grounds_are_not_coherent():
+    images, _ = data.shapes(400, seed=4)
+    colours = evaluation.dominant_colour(images)
+    one = evaluation.colour_coherence(images)
+    assert one.all()
+    left, right = images[:-1], images[1:]
+    halves = np.concatenate([left[:, :, :12], right[:, :, 12:]], axis=2)
+    light = images[:, 0, 0].mean(-1) > 128
+    differ = (colours[:-1] != colours[1:]) | (light[:-1] != light[1:])
+    assert evaluation.colour_coherence(halves)[differ].mean() < 0.05
+    assert evaluation.colour_coherence(halves)[~differ].all()
+
+
+def test_pictures_without_foreground_or_of_noise_are_not_coherent():
+    empty = np.broadcast_to(data.GROUNDS[:, None, None], (2, 24, 24, 3)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 24, 24, 3)).astype(np.uint8)
+    assert not evaluation.colour_coherence(empty).any() and not evaluation.colour_coherence(noise).any()
+
+
+def test_palette_entries_are_well_apart():
+    palette = np.concatenate([data.COLOURS, data.GROUNDS])
+    apart = np.linalg.norm(palette[:, None] - palette, axis=-1) + 1e9 * np.eye(len(palette))
+    assert apart.min() > 120
+
+
+def test_the_dominant_colour_is_the_drawn_one():
+    for index in range(50):
+        rng = np.random.default_rng([9, index])
+        _, colour = rng.integers(10), rng.integers(6)
+        assert evaluation.dominant_colour(data.draw_shape(9, index)[0][None])[0] == colour
