@@ -1,8 +1,8 @@
 """Draw images from a trained run.
 
-    python sample_mini.py runs/shapes --classes 3,7 --count 16 --steps 16 --guidance 3 --out samples.png
-    python sample_mini.py runs/shapes --count 8 --gif steps.gif
-    python sample_mini.py runs/shapes --npz samples.npz --count 50000
+python sample_mini.py runs/shapes --classes 3,7 --count 16 --steps 16 --guidance 3 --out samples.png
+python sample_mini.py runs/shapes --count 8 --gif steps.gif
+python sample_mini.py runs/shapes --npz samples.npz --count 50000
 """
 
 import sys
@@ -21,24 +21,36 @@ def parse(arguments: list[str] | None = None):
     what.add_argument("--count", type=int, default=40, help="images in all (default 40)")
     what.add_argument("--seed", type=int, default=0, help="image i is made from seed + i")
     how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=int, help="decoding steps, 1 to the number of tokens (default: a quarter of it)")
-    how.add_argument("--schedule", default="arccos", help="sizes of the steps: arccos, cosine or constant")
-    how.add_argument("--guidance", type=float, help="strength of classifier-free guidance (default: the run's; 1: none)")
-    how.add_argument("--guidance-schedule", default="linear", help="linear (rises to --guidance) or constant")
-    how.add_argument("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder; 0: the likeliest id")
-    how.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest ids only (0: all)")
-    how.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest ids that make up p (1: all)")
+    how.add_argument("--steps", type=int,
+                     help="decoding steps, 1 to the number of tokens (default: a quarter of it)")
+    how.add_argument("--schedule", default="arccos",
+                     help="sizes of the steps: arccos, cosine or constant")
+    how.add_argument("--guidance", type=float,
+                     help="strength of classifier-free guidance (default: the run's; 1: none)")
+    how.add_argument("--guidance-schedule", default="linear",
+                     help="linear (rises to --guidance) or constant")
+    how.add_argument("--temperature", type=float, default=1.0,
+                     help="below 1 safer, above 1 wilder; 0: the likeliest id")
+    how.add_argument("--top-k", type=int, default=0,
+                     help="draw from the k likeliest ids only (0: all)")
+    how.add_argument("--top-p", type=float, default=1.0,
+                     help="draw from the likeliest ids that make up p (1: all)")
     how.add_argument("--order", default="random", help="order of the tokens: " + ", ".join(ORDERS))
-    how.add_argument("--within-step", default="block", help="block (tokens of a step see each other) or causal")
-    how.add_argument("--weights", default="ema", choices=("ema", "model"), help="running average, or the newest")
+    how.add_argument("--within-step", default="block",
+                     help="block (tokens of a step see each other) or causal")
+    how.add_argument("--weights", default="ema", choices=("ema", "model"),
+                     help="running average, or the newest")
     where = parser.add_argument_group("where")
-    where.add_argument("--out", type=Path, help="picture of all images in a grid (default samples.png, unless --npz)")
+    where.add_argument("--out", type=Path,
+                       help="picture of all images in a grid (default samples.png, unless --npz)")
     where.add_argument("--gif", type=Path, help="also an animation: tokens arriving, step by step")
-    where.add_argument("--npz", type=Path, help="all images as arr_0, their classes as arr_1, for evaluators")
+    where.add_argument("--npz", type=Path,
+                       help="all images as arr_0, their classes as arr_1, for evaluators")
     where.add_argument("--columns", type=int, default=10, help="of the grid")
     where.add_argument("--batch-size", type=int, default=100, help="images drawn at a time")
     where.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    where.add_argument("--gpus", type=int, default=1, help="processes that share the work, one a GPU")
+    where.add_argument("--gpus", type=int, default=1,
+                       help="processes that share the work, one a GPU")
     return parser.parse_args(arguments)
 
 
@@ -54,7 +66,8 @@ def check(options) -> None:
     if options.out is None and options.npz is None:
         options.out = Path("samples.png")
     if options.out and options.count > 2000:
-        raise UserError(f"--count {options.count}: more than 2000 do not fit a grid; use --npz FILE without --out")
+        raise UserError(f"--count {options.count}: more than 2000 do not fit a grid; use --npz "
+                        "FILE without --out")
     for flag, file in (("--out", options.out), ("--gif", options.gif), ("--npz", options.npz)):
         if file and not file.parent.is_dir():
             raise UserError(f"{flag} {file}: no such folder as {file.parent}")
@@ -72,14 +85,14 @@ def pick_classes(text: str | None, names: list[str]) -> list[int]:
             picked.append(int(word))
         else:
             known = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-            raise UserError(f"--classes {word.strip()!r}: must be 0 to {len(names) - 1} or a name ({known})")
+            raise UserError(f"--classes {word.strip()!r}: must be 0 to {len(names) - 1} "
+                            f"or a name ({known})")
     return picked
 
 
 def draw(options, device) -> None:
     """All images, in every process: each draws its part of every batch, process 0 writes."""
     import numpy as np
-    import torch
     from tqdm import tqdm
 
     from arpg_mini import checkpoint, distributed, images
@@ -94,7 +107,8 @@ def draw(options, device) -> None:
     steps = options.steps or max(1, n // 4)
     if not 1 <= steps <= n:
         raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
-    settings = dict(steps=steps, schedule=options.schedule, guidance_schedule=options.guidance_schedule,
+    settings = dict(steps=steps, schedule=options.schedule,
+                    guidance_schedule=options.guidance_schedule,
                     guidance=saved["guidance"] if options.guidance is None else options.guidance,
                     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
                     within_step=options.within_step)

@@ -13,21 +13,30 @@ import sys
 import time
 from pathlib import Path
 
-from arpg_mini.config import (ModelConfig, Parser, TokenizerConfig, TrainConfig, UserError, complain,
-                              presets)
+from arpg_mini.config import (
+    ModelConfig,
+    Parser,
+    TokenizerConfig,
+    TrainConfig,
+    UserError,
+    complain,
+    describe_run,
+    presets,
+)
 
 
 def parse(arguments: list[str] | None = None):
     parser = Parser("train_mini.py", description=__doc__.split("\n")[0])
     what = parser.add_argument_group("what to train on")
     what.add_argument("--preset", help="named sizes and settings: " + ", ".join(presets()))
-    what.add_argument("--data", help="'shapes' (default), 'fashion-mnist', or a folder of class folders")
-    what.add_argument("--tokenizer", type=Path, help="a trained tokenizer.pt; default: train one first")
+    what.add_argument("--data", help="shapes (default), fashion-mnist, or a folder of classes")
+    what.add_argument("--tokenizer", type=Path, help="a trained tokenizer.pt (default: train one)")
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, help="run folder (default: runs/PRESET)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out")
     where.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    where.add_argument("--gpus", type=int, default=1, help="processes, one a GPU; with --device cpu, CPU processes")
+    where.add_argument("--gpus", type=int, default=1,
+                       help="processes, one a GPU; with --device cpu: CPU ones")
     how = parser.add_argument_group("how (default: the preset's)")
     how.add_argument("--steps", type=int, help="optimizer steps of ARPG")
     how.add_argument("--tokenizer-steps", type=int, help="optimizer steps of the tokenizer")
@@ -36,73 +45,26 @@ def parse(arguments: list[str] | None = None):
     how.add_argument("--dropout", type=float, help="of tokens, attention outputs and FFN outputs")
     how.add_argument("--side", type=int, help="pixels a side of a picture from a folder")
     how.add_argument("--seed", type=int, help="of every random choice (default 0)")
-    how.add_argument("--save-every", type=int, help="steps between saves (default: a tenth of the run)")
+    how.add_argument("--save-every", type=int, help="steps between saves (default: a tenth of all)")
     return parser.parse_args(arguments)
-
-
-def settle(options) -> dict:
-    """The whole description of the run, from its folder or from the preset, with the flags applied."""
-    data = options.data or "shapes"
-    name = options.preset or (data if data in ("shapes", "fashion-mnist") else "folder")
-    if name not in presets():
-        raise UserError(f"--preset {name}: must be one of {', '.join(presets())}")
-    if options.preset and not options.data:
-        data = presets()[name].data
-    options.out = options.out or Path("runs") / name
-    stored = options.out / "config.json"
-    if options.resume:
-        try:
-            run = json.loads(stored.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--resume: {stored}: no run to go on with ({error})") from None
-        before = json.dumps(run)
-    else:
-        if stored.exists():
-            raise UserError(f"--out {options.out}: already holds a run; add --resume to go on with it, "
-                            "or name another folder")
-        run = {"preset": name, "data": data, "seed": 0, "tokenizer_file": None,
-               **dataclasses.asdict(presets()[name])}
-    flags = {("data",): options.data, ("preset",): options.preset, ("seed",): options.seed,
-             ("side",): options.side, ("tokenizer_file",): options.tokenizer and str(options.tokenizer),
-             ("train", "steps"): options.steps, ("train", "tokenizer_steps"): options.tokenizer_steps,
-             ("train", "batch_size"): options.batch_size, ("train", "lr"): options.lr,
-             ("model", "dropout"): options.dropout}
-    for path, value in flags.items():
-        if value is not None:
-            place = run if len(path) == 1 else run[path[0]]
-            place[path[-1]] = value
-            if options.resume and json.dumps(run) != before:
-                raise UserError(f"--{path[-1].replace('_', '-')} {value}: the run in {options.out} was "
-                                "started with another; leave the flag out")
-    for flag, value, least in (("--steps", run["train"]["steps"], 1), ("--lr", run["train"]["lr"], 1e-12),
-                               ("--tokenizer-steps", run["train"]["tokenizer_steps"], 4),
-                               ("--batch-size", run["train"]["batch_size"], options.gpus),
-                               ("--side", run["side"], 4), ("--save-every", options.save_every or 1, 1),
-                               ("--seed", run["seed"], 0)):
-        if not value >= least:
-            raise UserError(f"{flag} {value}: must be {least} or more")
-    if not 0 <= run["model"]["dropout"] < 1:
-        raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
-    if run["train"]["batch_size"] % options.gpus:
-        raise UserError(f"--batch-size {run['train']['batch_size']}: must be a multiple of --gpus {options.gpus}")
-    return run
 
 
 def load_pictures(run: dict):
     """Training and held-out pictures."""
     from arpg_mini import data
     if run["data"] == "shapes":
-        return data.shapes_pictures(40_000, 2 * run["seed"]), data.shapes_pictures(2000, 2 * run["seed"] + 1)
+        seed = 2 * run["seed"]
+        return data.shapes_pictures(40_000, seed), data.shapes_pictures(2000, seed + 1)
     if run["data"] == "fashion-mnist":
         return data.fashion_pictures("train"), data.fashion_pictures("t10k")
     folder = Path(run["data"])
-    if (folder / "train-images-idx3-ubyte.gz").exists() or (folder / "train-images-idx3-ubyte").exists():
+    if list(folder.glob("train-images-idx3-ubyte*")):
         return data.fashion_pictures("train", folder), data.fashion_pictures("t10k", folder)
     return data.folder_pictures(folder, run["side"])
 
 
 def get_tokenizer(run: dict, out: Path, pictures, options, stop, device):
-    """The tokenizer of a run: the named one, the finished one in the folder, or a newly trained one."""
+    """The tokenizer of a run: the named one, the folder's finished one, or a newly trained one."""
     import torch
     from tqdm import tqdm
 
@@ -144,17 +106,18 @@ def leave(out: Path, step: int, stop) -> int:
 
 
 def get_ids(run: dict, options, stop, device) -> None:
-    """Leave `tokenizer.pt`, `ids/train` and `ids/val` in the run folder, and `run` with what they fix."""
+    """Leave `config.json`, `tokenizer.pt`, `ids/train` and `ids/val` in the run folder."""
     from arpg_mini import checkpoint, data, training
     out = options.out
     pictures, held_out = load_pictures(run)
     _, sample = pictures.load(range(min(64, len(pictures))))
     if not len(sample):
-        raise UserError(f"{next(iter(pictures.bad))}: not a readable picture, nor are those after it")
+        raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are those after it")
     run["classes"], run["model"]["num_classes"] = pictures.classes, len(pictures.classes)
     if not (out / "config.json").exists():
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_whole(out / "config.json", lambda f: f.write(json.dumps(run, indent=1).encode()))
+        text = json.dumps(run, indent=1).encode()
+        checkpoint.write_whole(out / "config.json", lambda file: file.write(text))
     tokenizer = get_tokenizer(run, out, pictures, options, stop, device)
 
     def encode(images):
@@ -199,13 +162,14 @@ def train(run: dict, options, device) -> None:
     def save(step: int) -> None:
         if first:
             checkpoint.save(out / "model.pt", "model", config=dataclasses.asdict(model.config),
-                            model=model.state_dict(), ema=average.state_dict(), step=step, classes=classes,
-                            optimizer=optimizer.state_dict(), guidance=run["guidance"])
+                            model=model.state_dict(), ema=average.state_dict(), step=step,
+                            optimizer=optimizer.state_dict(), classes=classes,
+                            guidance=run["guidance"])
 
     log = training.Log(out / "log.csv", start) if first else None
     every, save_every = max(1, config.steps // 60), options.save_every or max(1, config.steps // 10)
-    steps = training.train_arpg(model, distributed.wrap(model), average, ids, config, seed, optimizer,
-                                start, distributed.rank(), distributed.world())
+    steps = training.train_arpg(model, distributed.wrap(model), average, ids, config, seed,
+                                optimizer, start, distributed.rank(), distributed.world())
     bar = tqdm(steps, "arpg", config.steps, initial=start, unit="step", disable=not first)
     losses, since = [], time.perf_counter()
     for step, result in enumerate(bar, start + 1):
@@ -216,8 +180,8 @@ def train(run: dict, options, device) -> None:
             loss = torch.stack(losses).mean().item()
             due = last or step % (10 * every) == 0
             val = training.validation_loss(average, held_out, seed) if due else ""
-            log.row(step=step, epoch=step * config.batch_size / len(ids), train_loss=loss, val_loss=val,
-                    lr=result["lr"], images_per_second=rate)
+            log.row(step=step, epoch=step * config.batch_size / len(ids), train_loss=loss,
+                    val_loss=val, lr=result["lr"], images_per_second=rate)
             bar.set_postfix(loss=f"{loss:.3f}", **({"val": f"{val:.3f}"} if due else {}))
             losses, since = [], time.perf_counter()
         if last or stopping or step % save_every == 0:
@@ -245,16 +209,18 @@ def finish(run: dict, options, model, tokenizer, held_out) -> None:
         rows.append(images.grid(pictures, columns, zoom=max(1, 64 // pictures.shape[1])))
     captions = [f"{c} step{'s' * (c > 1)}" for c in counts]
     images.save_png(options.out / "samples.png", images.captioned(rows, captions))
-    print(f"{options.out / 'samples.png'}: the same {columns} pictures in {', '.join(map(str, counts))} steps\n"
+    print(f"{options.out / 'samples.png'}: the same {columns} pictures in "
+          f"{', '.join(map(str, counts))} steps\n"
           f"next: python sample_mini.py {options.out} --count 40 --steps 16 --gif steps.gif")
 
 
 def main() -> int:
     try:
         options = parse()
-        run = settle(options)
+        run = describe_run(options)
         from arpg_mini import distributed
-        distributed.launch(train, options.gpus, distributed.pick_device(options.device), run, options)
+        device = distributed.pick_device(options.device)
+        distributed.launch(train, options.gpus, device, run, options)
         return 0
     except UserError as error:
         return complain("train_mini.py", error)

@@ -8,7 +8,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
-    """Import a public name from its module on first use, so that `--help` need not wait for torch."""
+    """Import a public name from its module on first use, so that `--help` need not wait for
+    torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'arpg_mini' has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

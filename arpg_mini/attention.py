@@ -20,38 +20,41 @@ from torch.nn import functional as F
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
-                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.complex128) -> Tensor:
+                 device: torch.device | str = "cpu",
+                 dtype: torch.dtype = torch.complex128) -> Tensor:
     """The rotations cos a + i sin a of every raster position of a grid, and of the class slot.
 
     Of the K/2 angles of a position the first half turn with its row, the second with its column,
     at K/4 frequencies base^(-2i/(K/2)) each (paper §3.1, after 2-D RoPE).
 
-    Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class slot:
-    *zero*, so its key and query are zero vectors and every query scores it 0 whatever its content.
-    That is no rotation at all, but the released weights were trained so. Note what follows: nothing
-    tells a query where the picture's border is; it knows only displacements between tokens.
+    Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class
+    slot: *zero*, so its key and query are zero vectors and every query scores it 0 whatever its
+    content. That is no rotation at all, but the released weights were trained so. Note what
+    follows: nothing tells a query where the picture's border is; it knows only displacements
+    between tokens.
     """
     height, width = grid
-    frequencies = base ** (-torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
-    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies        # (h, K/4)
-    columns = torch.arange(width, dtype=torch.float64)[:, None] * frequencies      # (w, K/4)
+    frequencies = base ** (-torch.arange(0, head_dim // 2, 2, dtype=torch.float64)
+                           / (head_dim // 2))
+    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies    # (h, K/4)
+    columns = torch.arange(width, dtype=torch.float64)[:, None] * frequencies  # (w, K/4)
     angles = torch.cat([rows[:, None].expand(-1, width, -1),
-                        columns[None].expand(height, -1, -1)], dim=-1)             # (h, w, K/2)
-    table = torch.polar(torch.ones_like(angles), angles).flatten(0, 1)             # (N, K/2)
-    return torch.cat([table, torch.zeros_like(table[:1])]).to(device, dtype)       # (N + 1, K/2)
+                        columns[None].expand(height, -1, -1)], dim=-1)         # (h, w, K/2)
+    table = torch.polar(torch.ones_like(angles), angles).flatten(0, 1)         # (N, K/2)
+    return torch.cat([table, torch.zeros_like(table[:1])]).to(device, dtype)   # (N + 1, K/2)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Turn each pair (a, b) of neighbouring features to (a cos - b sin, b cos + a sin).
 
     That is the product of a + ib with cos + i sin.
-    x: (B, S, H, K). rotary: (B, S, K/2) complex, rows of `rotary_table`. Leading sizes may broadcast:
-    one unrotated query comes out as one query per position.
+    x: (B, S, H, K). rotary: (B, S, K/2) complex, rows of `rotary_table`. Leading sizes may
+    broadcast: one unrotated query comes out as one query per position.
     Half precision is rotated in float32 and cast back.
     """
-    wide = x.to(rotary.real.dtype).unflatten(-1, (-1, 2))                          # (B, S, H, K/2, 2)
-    turned = torch.view_as_complex(wide) * rotary[:, :, None]                      # (B, S, H, K/2)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)                      # (B, S, H, K)
+    wide = x.to(rotary.real.dtype).unflatten(-1, (-1, 2))                      # (B, S, H, K/2, 2)
+    turned = torch.view_as_complex(wide) * rotary[:, :, None]                  # (B, S, H, K/2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)                  # (B, S, H, K)
 
 
 class RMSNorm(nn.Module):
@@ -84,7 +87,7 @@ class Cache:
         Every layer of one step writes the same slots: `length` moves by `advance`, once a step.
         """
         end = self.length + keys.shape[2]
-        pair = self.pairs[layer, :, :, :, :end]                                    # (2, B, H, end, K)
+        pair = self.pairs[layer, :, :, :, :end]                                # (2, B, H, end, K)
         pair[0, :, :, self.length:] = keys
         pair[1, :, :, self.length:] = values
         return pair[0], pair[1]
@@ -109,13 +112,13 @@ class ContentAttention(nn.Module):
         `mask` (S, S) says which slots (columns) each slot (row) attends to; `causal` is the
         lower triangle; with neither, all see all. With a cache the keys are those of all slots.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)         # (B, S, H, K) each
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)     # (B, S, H, K) each
         q, k = rotate(q, rotary).transpose(1, 2), rotate(k, rotary).transpose(1, 2)
-        v = v.transpose(1, 2)                                                      # (B, H, S, K)
+        v = v.transpose(1, 2)                                                  # (B, H, S, K)
         if cache is not None:
-            k, v = cache.append(layer, k, v)                                       # (B, H, length + S, K)
+            k, v = cache.append(layer, k, v)                                   # (B, H, length+S, K)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.out(x.transpose(1, 2).flatten(2))                              # (B, S, D)
+        return self.out(x.transpose(1, 2).flatten(2))                          # (B, S, D)
 
 
 class QueryAttention(nn.Module):
@@ -133,6 +136,6 @@ class QueryAttention(nn.Module):
 
         `causal`: query t sees slots 0..t (training, where M = S); otherwise every slot.
         """
-        q = rotate(self.q(x).unflatten(-1, (self.heads, -1)), rotary)              # (B, M, H, K)
+        q = rotate(self.q(x).unflatten(-1, (self.heads, -1)), rotary)          # (B, M, H, K)
         x = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=causal)
-        return self.out(x.transpose(1, 2).flatten(2))                              # (B, M, D)
+        return self.out(x.transpose(1, 2).flatten(2))                          # (B, M, D)

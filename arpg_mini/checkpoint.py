@@ -1,7 +1,7 @@
 """Saving and loading that survive crashes and hostile files.
 
-The one idea: a file is written beside its place, flushed to the disk and renamed over it, so that at
-every moment the name holds one whole file, the old or the new. Loading never unpickles objects.
+The one idea: a file is written beside its place, flushed to the disk and renamed over it, so that
+at every moment the name holds one whole file, the old or the new. Loading never unpickles objects.
 """
 
 import hashlib
@@ -47,8 +47,10 @@ def load(path: Path, kind: str) -> dict:
         raise UserError(f"{path}: no such file") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint, truncated or foreign ({reason[:100]})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("kind") != kind:
+        raise UserError(f"{path}: not a readable checkpoint, truncated or foreign "
+                        f"({reason[:100]})") from None
+    if (not isinstance(content, dict) or content.get("format") != FORMAT
+            or content.get("kind") != kind):
         raise UserError(f"{path}: is no {kind} of this program")
     return content
 
@@ -70,7 +72,8 @@ def fingerprint(module: torch.nn.Module) -> str:
 
 
 def save_tokenizer(path: Path, tokenizer: VQTokenizer, **more) -> None:
-    save(path, "tokenizer", config=asdict(tokenizer.config), tokenizer=tokenizer.state_dict(), **more)
+    save(path, "tokenizer", config=asdict(tokenizer.config), tokenizer=tokenizer.state_dict(),
+         **more)
 
 
 def load_tokenizer(path: Path) -> tuple[VQTokenizer, dict]:

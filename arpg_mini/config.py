@@ -1,12 +1,15 @@
 """Sizes and settings: dataclasses with a comment per field, and the presets made of them."""
 
 import argparse
+import json
+import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: the flag or file, the value, what would be right."""
+    """A user's mistake, told in one line: the flag or file, the value, what would be right."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,15 +68,15 @@ class TokenizerConfig:
     """The sizes of a VQ tokenizer. The defaults are the released VQ-16's."""
 
     channels: int = 128                     # width of the first level
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level; each but the last halves the side
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level; all but the last halve
     encoder_blocks: int = 2                 # residual blocks a level on the way down
     decoder_blocks: int = 3                 # and on the way up
     latent_channels: int = 256              # features between the convolutions and the codebook
     codebook_size: int = 16384              # V
     code_dim: int = 8                       # width of a codebook row
     commitment: float = 0.25                # weight of the commitment loss
-    local_encoder: bool = False             # an id says what is in its own few pixels, and neither where
-                                            # in the picture it is nor what is elsewhere
+    local_encoder: bool = False             # an id says what is in its own few pixels, not
+                                            # where in the picture it is nor what is elsewhere
 
     def __post_init__(self):
         self.multipliers = tuple(self.multipliers)
@@ -106,7 +109,7 @@ class TrainConfig:
     tokenizer_steps: int = 400
     tokenizer_batch_size: int = 32
     tokenizer_lr: float = 2e-3
-    tokenizer_patience: int = 20            # batches without use after which a codebook row is moved
+    tokenizer_patience: int = 20            # batches a codebook row may idle before it is moved
 
 
 @dataclass
@@ -118,7 +121,7 @@ class Preset:
     model: ModelConfig
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    mirror: bool = False                    # encode mirror images too: a second view of each picture
+    mirror: bool = False                    # encode mirror images too: two views of each picture
     guidance: float = 2.0                   # of the sample grids
 
 
@@ -150,12 +153,68 @@ def presets() -> dict[str, Preset]:
             train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True, guidance=4.0),
         # ImageNet-256 with the released tokenizer. Steps, batch and rates of the paper; GPUs.
         "arpg-l": Preset(
-            "folder", 256, ModelConfig(dim=1024, content_layers=12, query_layers=12, heads=16, **paper),
+            "folder", 256,
+            ModelConfig(dim=1024, content_layers=12, query_layers=12, heads=16, **paper),
             train=TrainConfig(steps=500_000, batch_size=1024, lr=4e-4), mirror=True, guidance=4.0),
         "arpg-xl": Preset(
-            "folder", 256, ModelConfig(dim=1280, content_layers=18, query_layers=18, heads=20, **paper),
+            "folder", 256,
+            ModelConfig(dim=1280, content_layers=18, query_layers=18, heads=20, **paper),
             train=TrainConfig(steps=670_000, batch_size=768, lr=3e-4), mirror=True, guidance=4.0),
         "arpg-xxl": Preset(
-            "folder", 256, ModelConfig(dim=1536, content_layers=24, query_layers=24, heads=24, **paper),
+            "folder", 256,
+            ModelConfig(dim=1536, content_layers=24, query_layers=24, heads=24, **paper),
             train=TrainConfig(steps=1_000_000, batch_size=512, lr=2e-4), mirror=True, guidance=4.0),
     }
+
+
+# Flags of train_mini.py that change a run's description: its key (and the key within), least value.
+FLAGS = {"data": ("data", None, None), "preset": ("preset", None, None), "seed": ("seed", None, 0),
+         "side": ("side", None, 4), "tokenizer": ("tokenizer_file", None, None),
+         "steps": ("train", "steps", 1), "tokenizer_steps": ("train", "tokenizer_steps", 4),
+         "batch_size": ("train", "batch_size", 1), "lr": ("train", "lr", 1e-12),
+         "dropout": ("model", "dropout", 0)}
+
+
+def describe_run(options: argparse.Namespace) -> dict:
+    """The whole description of a run as plain values: its preset's, changed by the flags given.
+
+    With --resume it is the one stored in the run folder; a flag that says otherwise is a mistake.
+    Sets `options.out` if it wasn't given. UserError names the flag that can't be.
+    """
+    known = presets()
+    if options.preset and options.preset not in known:
+        raise UserError(f"--preset {options.preset}: must be one of {', '.join(known)}")
+    data = options.data or known[options.preset or "shapes"].data
+    name = options.preset or (data if data in ("shapes", "fashion-mnist") else "folder")
+    options.out = options.out or Path("runs") / name
+    stored = options.out / "config.json"
+    if options.resume:
+        try:
+            run = json.loads(stored.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"--resume: {stored}: no run to go on with ({error})") from None
+    elif stored.exists():
+        raise UserError(f"--out {options.out}: already holds a run; add --resume to go on with it, "
+                        "or name another folder")
+    else:
+        run = {"preset": name, "seed": 0, "tokenizer_file": None, **asdict(known[name])}
+        run["data"] = data
+    for flag, (key, inner, least) in FLAGS.items():
+        value, place = getattr(options, flag), run if inner is None else run[key]
+        if value is None:
+            continue
+        written = f"--{flag.replace('_', '-')} {value}"
+        if least is not None and not least <= value < math.inf:
+            raise UserError(f"{written}: must be {least} or more")
+        if options.resume and place[inner or key] != (str(value) if flag == "tokenizer" else value):
+            raise UserError(f"{written}: the run in {options.out} was started with "
+                            f"{place[inner or key]}; leave the flag out")
+        place[inner or key] = str(value) if flag == "tokenizer" else value
+    if run["model"]["dropout"] >= 1:
+        raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
+    if options.gpus > 0 and run["train"]["batch_size"] % options.gpus:
+        raise UserError(f"--batch-size {run['train']['batch_size']}: must be a multiple of "
+                        f"--gpus {options.gpus}")
+    if options.save_every is not None and options.save_every < 1:
+        raise UserError(f"--save-every {options.save_every}: must be 1 or more")
+    return run

@@ -1,8 +1,8 @@
 """Pictures to learn from: the built-in shapes, Fashion-MNIST, and folders of class folders.
 
-The one idea: whatever the source, a data set is a list of labels and a function from indices to uint8
-pictures, with a fingerprint that changes when anything in it does. Encoded once by a tokenizer it
-becomes files of ids, which is all that ARPG ever reads.
+The one idea: whatever the source, a data set is a list of labels and a function from indices to
+uint8 pictures, with a fingerprint that changes when anything in it does. Encoded once by a
+tokenizer it becomes files of ids, which is all that ARPG ever reads.
 """
 
 import gzip
@@ -25,7 +25,8 @@ from .config import UserError
 class Pictures:
     """Pictures held in memory. `FolderPictures` reads them when asked."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], fingerprint: str):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str],
+                 fingerprint: str):
         self.images, self.labels, self.classes = images, labels.astype(np.int64), list(classes)
         self.fingerprint = fingerprint
         self.bad: dict[str, str] = {}           # file -> why it can't be used
@@ -47,21 +48,24 @@ RADIUS, JITTER_SIZE = 10.0, 0.03            # pixels; and the share it varies by
 JITTER_PLACE, JITTER_ANGLE = 0.25, math.radians(3)   # pixels and radians, either way
 
 
-def _arc(start: float, end: float, radius: float = 1.0, points: int = 24) -> list[tuple[float, float]]:
+Points = list[tuple[float, float]]
+
+
+def _arc(start: float, end: float, radius: float = 1.0, points: int = 24) -> Points:
     angles = [math.radians(start + (end - start) * i / points) for i in range(points + 1)]
     return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
 
-def _star(tips: int, inner: float) -> list[tuple[float, float]]:
+def _star(tips: int, inner: float) -> Points:
     angles = [math.pi * i / tips for i in range(2 * tips)]
     return [((inner if i % 2 else 1) * math.sin(a), -(inner if i % 2 else 1) * math.cos(a))
             for i, a in enumerate(angles)]
 
 
-def _cross(half: float) -> list[tuple[float, float]]:
+def _cross(half: float) -> Points:
     corner = [(half, -1), (half, -half), (1, -half)]
-    quarter_turns = [lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x)]
-    return [turn(x, y) for turn in quarter_turns for x, y in corner]
+    turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]                  # cosine and sine of quarter turns
+    return [(c * x - s * y, s * x + c * y) for c, s in turns for x, y in corner]
 
 
 SHAPES = {
@@ -72,7 +76,8 @@ SHAPES = {
     "bar": [([(-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)], 1)],
     "cross": [(_cross(0.33), 1)],
     "star": [(_star(4, 0.35), 1)],
-    "corner": [([(-0.9, -0.9), (-0.25, -0.9), (-0.25, 0.25), (0.9, 0.25), (0.9, 0.9), (-0.9, 0.9)], 1)],
+    "corner": [([(-0.9, -0.9), (-0.25, -0.9), (-0.25, 0.25), (0.9, 0.25), (0.9, 0.9),
+                 (-0.9, 0.9)], 1)],
     "arrow": [([(1, 0), (0, -1), (0, -0.36), (-1, -0.36), (-1, 0.36), (0, 0.36), (0, 1)], 1)],
     "half disc": [([(x, y + 0.5) for x, y in _arc(180, 360)], 1)],
 }
@@ -92,8 +97,9 @@ def draw_shape(seed: int, index: int) -> tuple[np.ndarray, int]:
     mask = Image.new("L", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE))
     canvas = ImageDraw.Draw(mask)
     for polygon, fill in list(SHAPES.values())[label]:
-        canvas.polygon([((x0 + radius * (x * cos - y * sin)) * SUPERSAMPLE - 0.5,
-                         (y0 + radius * (x * sin + y * cos)) * SUPERSAMPLE - 0.5) for x, y in polygon],
+        turned = [(x * cos - y * sin, x * sin + y * cos) for x, y in polygon]
+        corners = [(x0 + radius * x, y0 + radius * y) for x, y in turned]
+        canvas.polygon([(SUPERSAMPLE * x - 0.5, SUPERSAMPLE * y - 0.5) for x, y in corners],
                        fill=255 * fill)
     alpha = np.asarray(mask.reduce(SUPERSAMPLE), np.float32)[..., None] / 255
     return (COLOURS[colour] * alpha + GROUNDS[ground] * (1 - alpha) + 0.5).astype(np.uint8), label
@@ -102,10 +108,10 @@ def draw_shape(seed: int, index: int) -> tuple[np.ndarray, int]:
 def shapes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` of the endless set `seed`: uint8 (count, side, side, 3), int64 (count,).
 
-    Ten classes in six colours on two grounds, all independent; picture i depends on (seed, i) alone.
+    Ten classes in six colours on two grounds, independent; picture i depends on (seed, i) alone.
     """
-    drawn = [draw_shape(seed, i) for i in range(count)]
-    images = np.stack([image for image, _ in drawn]) if drawn else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    drawn = [draw_shape(seed, i) for i in tqdm(range(count), "draw shapes", disable=count < 20_000)]
+    images = np.array([image for image, _ in drawn], np.uint8).reshape(count, SIDE, SIDE, 3)
     return images, np.array([label for _, label in drawn], np.int64)
 
 
@@ -124,12 +130,12 @@ FASHION_FILES = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"),
-                   Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arpg_mini/fashion-mnist")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), CACHE / "arpg_mini/fashion-mnist")
 
 
 def read_idx(path: Path, sha256: str) -> np.ndarray:
-    """The uint8 array in an IDX file, packed by gzip or not. UserError if it isn't the known one."""
+    """The uint8 array in an IDX file, gzipped or not. UserError if it isn't the known one."""
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -144,9 +150,10 @@ def read_idx(path: Path, sha256: str) -> np.ndarray:
 
 def find_fashion(folder: Path | None = None, url: str = FASHION_URL,
                  folders: Sequence[Path] = FASHION_FOLDERS) -> Path:
-    """The folder that has the four files: the one given, the first known, or the last, downloaded to."""
+    """The folder with the four files: the one given, the first known, or the last, filled."""
     def complete(path: Path) -> bool:
-        return all((path / f"{name}.gz").exists() or (path / name).exists() for name in FASHION_FILES)
+        return all((path / f"{name}.gz").exists() or (path / name).exists()
+                   for name in FASHION_FILES)
 
     for candidate in [folder] if folder else folders:
         if complete(candidate):
@@ -158,9 +165,11 @@ def find_fashion(folder: Path | None = None, url: str = FASHION_URL,
     for name, sha256 in FASHION_FILES.items():
         part = target / f"{name}.part"
         try:
-            with urllib.request.urlopen(f"{url}{name}.gz", timeout=60) as source, open(part, "wb") as sink:
-                while block := source.read(1 << 20):
-                    sink.write(block)
+            with urllib.request.urlopen(f"{url}{name}.gz", timeout=60) as source:
+                total = int(source.headers.get("Content-Length", 0))
+                with open(part, "wb") as sink, tqdm(desc=name, total=total, unit="B") as bar:
+                    while block := source.read(1 << 20):
+                        bar.update(sink.write(block))
             read_idx(part, sha256)
         except OSError as error:
             raise UserError(f"{url}{name}.gz: download failed ({error}); put the four files into "
@@ -185,9 +194,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 
 def fit_picture(image: Image.Image, side: int) -> np.ndarray:
-    """Any picture -> (side, side, 3) uint8: turned by its EXIF mark, flattened onto white, scaled so
-    that the shorter side fits, and cut from the centre (as in the ADM evaluation's preprocessing:
-    halve by boxes while twice too large, then one bicubic step)."""
+    """Any picture -> (side, side, 3) uint8: turned by its EXIF mark, flattened onto white, scaled
+    so that the shorter side fits, and cut from the centre (as in ADM's preprocessing: halve by
+    boxes while twice too large, then one bicubic step)."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":          # 16 bits or more a pixel
         deep = np.asarray(image, np.float32)
@@ -209,14 +218,16 @@ def fit_picture(image: Image.Image, side: int) -> np.ndarray:
 
 
 class FolderPictures(Pictures):
-    """Pictures in `root/CLASS/…`, read when asked; what can't be read is named in `bad`, not fatal."""
+    """Pictures in `root/CLASS/…`, read when asked; what can't be read is named in `bad`."""
 
     def __init__(self, files: list[tuple[str, int]], root: Path, classes: Sequence[str], side: int):
         self.files, self.root, self.side = [f for f, _ in files], root, side
-        stats = [(f, label, (root / f).stat()) for f, label in files]
-        marks = "\n".join(f"{f} {label} {s.st_size} {s.st_mtime_ns}" for f, label, s in stats)
-        fingerprint = hashlib.sha256(f"folder 1 {side}\n{marks}".encode()).hexdigest()
-        super().__init__(np.empty(0), np.array([label for _, label in files], np.int64), classes, fingerprint)
+        digest = hashlib.sha256(f"folder 1 {side}".encode())
+        for file, label in files:
+            stat = (root / file).stat()
+            digest.update(f"\n{file} {label} {stat.st_size} {stat.st_mtime_ns}".encode())
+        labels = np.array([label for _, label in files], np.int64)
+        super().__init__(np.empty(0), labels, classes, digest.hexdigest())
 
     def load_one(self, index: int) -> np.ndarray | None:
         path = self.root / self.files[index]
@@ -232,14 +243,15 @@ class FolderPictures(Pictures):
             images = list(pool.map(self.load_one, indices))
         kept = [i for i, image in zip(indices, images) if image is not None]
         good = [image for image in images if image is not None]
-        return np.asarray(kept, np.int64), np.stack(good) if good else np.zeros((0, self.side, self.side, 3), np.uint8)
+        shape = len(good), self.side, self.side, 3
+        return np.asarray(kept, np.int64), np.array(good, np.uint8).reshape(shape)
 
 
 def folder_pictures(root: Path, side: int) -> tuple[FolderPictures, FolderPictures]:
     """Training and held-out pictures of a folder of class folders.
 
-    Held out are `root/val` if there is one beside `root/train`, else every file whose path's checksum
-    falls on 1 in 20 (so adding files moves no other), at least one where there are two.
+    Held out are `root/val` if there is one beside `root/train`, else every file whose path's
+    checksum falls on 1 in 20 (so adding files moves no other), and at least one.
     """
     if not root.is_dir():
         raise UserError(f"--data {root}: no such folder (nor 'shapes' or 'fashion-mnist')")
@@ -248,9 +260,9 @@ def folder_pictures(root: Path, side: int) -> tuple[FolderPictures, FolderPictur
     classes = sorted(d.name for d in base.iterdir() if d.is_dir() and not d.name.startswith("."))
 
     def listing(folder: Path) -> list[tuple[str, int]]:
-        found = [(str(f.relative_to(folder)), label) for label, name in enumerate(classes)
-                 for f in sorted((folder / name).rglob("*")) if f.suffix.lower() in SUFFIXES and f.is_file()]
-        return found
+        return [(str(f.relative_to(folder)), label) for label, name in enumerate(classes)
+                for f in sorted((folder / name).rglob("*"))
+                if f.suffix.lower() in SUFFIXES and f.is_file()]
 
     files = listing(base)
     if len(files) < 2:
@@ -263,8 +275,8 @@ def folder_pictures(root: Path, side: int) -> tuple[FolderPictures, FolderPictur
     out = {i for i, mark in enumerate(marks) if mark % 20 == 0} or {int(np.argmin(marks))}
     if len(out) == len(files):
         out.pop()
-    return FolderPictures([f for i, f in enumerate(files) if i not in out], root, classes, side), \
-        FolderPictures([f for i, f in enumerate(files) if i in out], root, classes, side)
+    parts = [[f for i, f in enumerate(files) if (i in out) == held] for held in (False, True)]
+    return tuple(FolderPictures(part, root, classes, side) for part in parts)
 
 
 # Files of ids.
@@ -282,9 +294,10 @@ class Ids:
 
 def encode_pictures(pictures: Pictures, encode, stem: Path, mark: str, mirror: bool,
                     batch: int = 256, progress: bool = True) -> Ids:
-    """The ids of `pictures`, from `stem`.npy if it was made of the same, else encoded and kept there.
+    """The ids of `pictures`: from `stem`.npy if it was made of the same, else encoded to there.
 
-    encode: (n, side, side, 3) uint8 -> (n, N) ids. mark: what else the ids depend on (the tokenizer).
+    encode: (n, side, side, 3) uint8 -> (n, N) ids. mark: what else the ids depend on, the
+    tokenizer's fingerprint.
     mirror: encode each picture's mirror image too, as a second view.
     The small JSON file that vouches for the two arrays is written last.
     """
@@ -298,14 +311,16 @@ def encode_pictures(pictures: Pictures, encode, stem: Path, mark: str, mirror: b
     voucher.unlink(missing_ok=True)
     stem.parent.mkdir(parents=True, exist_ok=True)
     rows, labels = [], []
-    for start in tqdm(range(0, len(pictures), batch), desc=f"encode {stem.name}", disable=not progress):
+    starts = range(0, len(pictures), batch)
+    for start in tqdm(starts, f"encode {stem.name}", disable=not progress):
         kept, images = pictures.load(range(start, min(start + batch, len(pictures))))
         if len(kept):
             views = [images, images[:, :, ::-1]] if mirror else [images]
             rows.append(np.stack([encode(v) for v in views], axis=1).astype(np.uint16))
             labels.append(pictures.labels[kept])
     if not rows:
-        raise UserError(f"{next(iter(pictures.bad), stem)}: none of {len(pictures)} pictures can be read")
+        raise UserError(f"{next(iter(pictures.bad), stem)}: none of {len(pictures)} pictures "
+                        "can be read")
     np.save(stem.with_suffix(".npy"), np.concatenate(rows))
     np.save(stem.with_suffix(".labels.npy"), np.concatenate(labels))
     voucher.write_text(json.dumps(made_of))

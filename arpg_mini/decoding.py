@@ -2,13 +2,13 @@
 
 The one idea: each step encodes the tokens of the step before, appends their keys and values to the
 cache, and asks for all of its targets at once (paper §3.2, figure 4). `decode` does that;
-`decode_sequential` is the same function written so that one can see it is right: no cache, one query
-at a time, everything recomputed from the ids, the attention pattern an explicit mask. Tests hold the
-two together.
+`decode_sequential` is the same function written so that one can see it is right: no cache, one
+query at a time, everything recomputed from the ids, the attention pattern an explicit mask. Tests
+hold the two together.
 
 Noise belongs to a sample and a position, never to a step: a sample's seed gives its order and one
-uniform number per raster position, and its token there is the inverse CDF at that number. So an image
-is a function of (weights, class, seed, settings) and of nothing else.
+uniform number per raster position, and its token there is the inverse CDF at that number. So an
+image is a function of (weights, class, seed, settings) and of nothing else.
 """
 
 import math
@@ -52,7 +52,8 @@ def step_sizes(n: int, steps: int, schedule: str = "arccos") -> list[int]:
 
 def random_orders(seeds: Sequence[int], n: int) -> Tensor:
     """(B, n) int64: for each seed its permutation of raster positions 0..n-1."""
-    return torch.from_numpy(np.stack([np.random.default_rng([ORDER, s]).permutation(n) for s in seeds]))
+    return torch.from_numpy(
+        np.stack([np.random.default_rng([ORDER, s]).permutation(n) for s in seeds]))
 
 
 def named_order(name: str, grid: tuple[int, int]) -> Tensor:
@@ -67,7 +68,8 @@ def named_order(name: str, grid: tuple[int, int]) -> Tensor:
     side = np.select([top, right, bottom], [0, 1, 2], 3)
     along = np.select([top, right, bottom], [column, row, -column], -row)
     keys = {"raster": [row], "column": [column], "spiral": [ring, side, along],
-            "outward": [y * y + x * x, np.arctan2(y, x)], "checkerboard": [(row + column) % 2]}[name]
+            "outward": [y * y + x * x, np.arctan2(y, x)],
+            "checkerboard": [(row + column) % 2]}[name]
     return torch.from_numpy(np.lexsort(keys[::-1]))
 
 
@@ -87,7 +89,8 @@ def guide(logits: Tensor, guidance: float, schedule: str, share_done: float) -> 
     return u + (c - u) * s
 
 
-def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
+                  top_p: float = 1.0) -> Tensor:
     """(..., V) logits divided by the temperature, with all but the likely ids at -inf.
 
     top_k keeps the k largest (and their equals; 0 keeps all). top_p keeps, from the likeliest down,
@@ -102,7 +105,7 @@ def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
     if top_p < 1:
         ranked, ids = logits.sort(dim=-1, descending=True)
         probabilities = ranked.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities                          # total of the likelier
+        before = probabilities.cumsum(-1) - probabilities                   # total of the likelier
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, ids, before >= top_p)
         logits = logits.masked_fill(cut, -torch.inf)
     return logits
@@ -114,34 +117,37 @@ def inverse_cdf(logits: Tensor, noise: Tensor) -> Tensor:
     logits: (..., V), -inf for impossible. noise: (...) in [0, 1). Returns the (...) ids i with
     P(id < i) <= noise < P(id <= i). Summed in float64: at V = 16384 a float32 sum drifts.
     """
-    cdf = logits.double().softmax(-1).cumsum(-1)                                   # (..., V)
+    cdf = logits.double().softmax(-1).cumsum(-1)                            # (..., V)
     total = cdf[..., -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))  # so that rounding can't pass the end
+    # So that rounding can't pass the end.
+    below_total = torch.nextafter(total, torch.zeros_like(total))
     at = torch.minimum(noise[..., None].to(total) * total, below_total)
     return torch.searchsorted(cdf, at, right=True)[..., 0]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to decode; the keyword arguments of `decode` and its kin. ValueError names what can't be."""
+    """How to decode; the keyword arguments of `decode` and its kin. ValueError names what can't
+    be."""
 
-    steps: int = 64                         # T, 1 to the number of unknown positions
-    schedule: str = "arccos"                # or "cosine", "constant": see `step_sizes`
-    guidance: float = 4.0                   # see `guide`; 1 costs no second half of the batch
-    guidance_schedule: str = "linear"       # or "constant"
-    temperature: float = 1.0                # these three: see `filter_logits`
+    steps: int = 64                  # T, 1 to the number of unknown positions
+    schedule: str = "arccos"         # or "cosine", "constant": see `step_sizes`
+    guidance: float = 4.0            # see `guide`; 1 costs no second half of the batch
+    guidance_schedule: str = "linear"  # or "constant"
+    temperature: float = 1.0         # these three: see `filter_logits`
     top_k: int = 0
     top_p: float = 1.0
-    orders: Tensor | None = None            # (N,) or (B, N) permutations in place of the seeds' own
-    known: Tensor | None = None             # (N,) or (B, N) raster ids that stand fixed, -1 where unknown
-    grid: tuple[int, int] | None = None     # (h, w) if not the trained one
-    within_step: str = "block"              # tokens of one step, when encoded, see each other; or "causal"
+    orders: Tensor | None = None     # (N,) or (B, N) permutations in place of the seeds' own
+    known: Tensor | None = None      # (N,) or (B, N) raster ids that stand fixed, -1 where unknown
+    grid: tuple[int, int] | None = None  # (h, w) if not the trained one
+    within_step: str = "block"       # tokens of one step, when encoded, see each other; or "causal"
 
     def __post_init__(self):
         for name, allowed in (("schedule", SCHEDULES), ("guidance_schedule", GUIDANCE_SCHEDULES),
                               ("within_step", WITHIN_STEP)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}: must be one of {', '.join(allowed)}")
+                raise ValueError(f"{name} {getattr(self, name)!r}: must be one of "
+                                 f"{', '.join(allowed)}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature {self.temperature}: must be 0 or more")
         if self.top_k < 0:
@@ -172,7 +178,8 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
         raise ValueError(f"{len(seeds)} seeds for {batch} labels: one seed a sample")
     if ((labels < 0) | (labels > model.null_label)).any():
         raise ValueError(f"labels {labels.tolist()}: must be 0 to {model.null_label}")
-    orders = random_orders(seeds, n) if settings.orders is None else torch.as_tensor(settings.orders).cpu()
+    orders = (random_orders(seeds, n) if settings.orders is None
+              else torch.as_tensor(settings.orders).cpu())
     orders = orders.expand(batch, n)
     if not torch.equal(orders.sort(-1).values, torch.arange(n).expand(batch, n)):
         raise ValueError(f"orders: each must be a permutation of 0..{n - 1}")
@@ -184,7 +191,7 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     if ids.max() >= model.config.vocab_size:
         raise ValueError(f"known: id {ids.max()} is not below the vocabulary size "
                          f"{model.config.vocab_size}")
-    orders = orders[~is_known[orders]].view(batch, -1)                             # (B, unknown)
+    orders = orders[~is_known[orders]].view(batch, -1)                      # (B, unknown)
     sizes = step_sizes(orders.shape[1], settings.steps, settings.schedule) if orders.numel() else []
     if settings.guidance != 1:
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
@@ -197,7 +204,8 @@ def sample(logits: Tensor, noise: Tensor, share_done: float, settings: Settings)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if len(logits) != len(noise):
         logits = guide(logits, settings.guidance, settings.guidance_schedule, share_done)
-    return inverse_cdf(filter_logits(logits, settings.temperature, settings.top_k, settings.top_p), noise)
+    return inverse_cdf(
+        filter_logits(logits, settings.temperature, settings.top_k, settings.top_p), noise)
 
 
 @torch.no_grad()
@@ -209,7 +217,7 @@ def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Itera
     how = Settings(**settings)
     plan = make_plan(model, labels, seeds, how)
     rows, (batch, n) = len(plan.labels), plan.ids.shape
-    repeat = rows // batch                                       # 2 with guidance: the same tokens twice
+    repeat = rows // batch                                  # 2 with guidance: the same tokens twice
     weight = model.embedding.weight
     # A slot for the class and every token but the last step's, which nobody asks about any more.
     slots = 1 + len(plan.known) + sum(plan.sizes[:-1])
@@ -218,7 +226,7 @@ def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Itera
 
     def read(positions: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the tokens that stand at (B, s) positions, as one step's."""
-        ids = plan.ids.gather(1, positions).repeat(repeat, 1)                      # (rows, s)
+        ids = plan.ids.gather(1, positions).repeat(repeat, 1)               # (rows, s)
         s, past, mask = positions.shape[1], cache.length, None
         if how.within_step == "causal" and s > 1:
             mask = torch.ones(s, past + s, dtype=torch.bool, device=ids.device).tril(past)
@@ -228,15 +236,15 @@ def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Itera
     keys, values = model.read(model.class_ids(plan.labels), plan.table[class_slot], cache=cache)
     if len(plan.known):
         keys, values = read(plan.known.expand(batch, -1))
-    done = 0
+    done, targets = 0, None
     for size in plan.sizes:
         if done:
-            keys, values = read(targets)                         # the step before's
-        targets = plan.orders[:, done:done + size]                                 # (B, M)
+            keys, values = read(targets)                    # the step before's
+        targets = plan.orders[:, done:done + size]                          # (B, M)
         done += size
         hidden = model.ask(plan.table[targets].repeat(repeat, 1, 1), keys, values)
         drawn = sample(model.head(hidden), plan.noise.gather(1, targets),
-                       done / plan.orders.shape[1], how)                           # (B, M)
+                       done / plan.orders.shape[1], how)                    # (B, M)
         plan.ids.scatter_(1, targets, drawn)
         yield plan.ids
     if not plan.sizes:
@@ -246,8 +254,8 @@ def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Itera
 def decode(model: ARPG, labels, seeds: Sequence[int], **settings) -> Tensor:
     """Draw images' ids, many positions a step, with a cache (paper §3.2).
 
-    labels: (B,) classes, or `model.null_label` for none. seeds: B ints; a sample's seed fixes its order
-    and its noise. settings: the fields of `Settings`.
+    labels: (B,) classes, or `model.null_label` for none. seeds: B ints; a sample's seed fixes its
+    order and its noise. settings: the fields of `Settings`.
     Returns (B, N) raster ids. ValueError names an argument that can't be.
     """
     for ids in decode_steps(model, labels, seeds, **settings):
@@ -274,10 +282,11 @@ def decode_sequential(model: ARPG, labels, seeds: Sequence[int], **settings) -> 
             targets = unknown[done:done + size]
             done += size
             slot, group = torch.arange(len(wrote)), torch.tensor(wrote)
-            mask = slot[:, None] >= slot                                           # (S, S) row sees column
+            mask = slot[:, None] >= slot                                    # (S, S) row sees column
             if how.within_step == "block":
                 mask = group[:, None] >= group
-            drawn = [draw_one(model, plan, how, b, places, mask, target, done) for target in targets]
+            drawn = [draw_one(model, plan, how, b, places, mask, target, done)
+                     for target in targets]
             for target, token in zip(targets, drawn):
                 plan.ids[b, target] = token
             places += targets
@@ -288,12 +297,12 @@ def decode_sequential(model: ARPG, labels, seeds: Sequence[int], **settings) -> 
 def draw_one(model: ARPG, plan: Plan, how: Settings, b: int, places: list[int], mask: Tensor,
              target: int, done: int) -> int:
     """One token of sample b at raster position `target`, from the slots at `places`."""
-    slots = torch.tensor([places], device=plan.ids.device)                         # (1, S)
-    where = torch.tensor([[target]], device=plan.ids.device)                       # (1, 1)
+    slots = torch.tensor([places], device=plan.ids.device)                  # (1, S)
+    where = torch.tensor([[target]], device=plan.ids.device)                # (1, 1)
     logits = []
-    for label in plan.labels[b::len(plan.ids)]:                                    # class, then none
+    for label in plan.labels[b::len(plan.ids)]:                             # class, then none
         ids = torch.cat([model.class_ids(label[None]), plan.ids[b, slots[:, 1:]]], dim=1)
         keys, values = model.read(ids, plan.table[slots], mask=mask.to(slots.device))
-        logits.append(model.head(model.ask(plan.table[where], keys, values)))      # (1, 1, V)
+        logits.append(model.head(model.ask(plan.table[where], keys, values)))  # (1, 1, V)
     noise = plan.noise[b, target].view(1, 1)
     return sample(torch.cat(logits), noise, done / plan.orders.shape[1], how).item()

@@ -1,8 +1,8 @@
 """Several processes: starting them, finding one's place among them, agreeing.
 
-The one idea: the same program runs in every process, and `torch.distributed` does the rest. One process
-is the case where nothing needs to be done. NCCL joins GPUs, gloo joins CPU processes, so that what runs
-on eight GPUs can be tested on a laptop.
+The one idea: the same program runs in every process, and `torch.distributed` does the rest. One
+process is the case where nothing needs to be done. NCCL joins GPUs, gloo joins CPU processes, so
+that what runs on eight GPUs can be tested on a laptop.
 """
 
 import os
@@ -24,12 +24,14 @@ def pick_device(name: str | None) -> str:
     if name not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: must be cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device; leave the flag out or take cpu")
+        raise UserError("--device cuda: this machine has no CUDA device; leave the flag out or "
+                        "take cpu")
     return name
 
 
 def launch(main, gpus: int, device: str, *arguments) -> None:
-    """Call `main(*arguments, device)` in `gpus` processes (or as torchrun's process, if that started us)."""
+    """Call `main(*arguments, device)` in `gpus` processes (or as torchrun's process, if that
+    started us)."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be 1 or more")
     if "RANK" in os.environ:
@@ -78,7 +80,8 @@ def barrier() -> None:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The module to call in training: averages gradients over the processes, if there are several."""
+    """The module to call in training: averages gradients over the processes, if there are
+    several."""
     return nn.parallel.DistributedDataParallel(model) if world() > 1 else model
 
 

@@ -26,14 +26,16 @@ def grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image
     """(n, height, width, 3) uint8 -> one picture, row by row, `gap` white pixels apart."""
     n, height, width, _ = images.shape
     rows = -(-n // columns)
-    canvas = np.full((rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, 3), 255, np.uint8)
+    canvas = np.full((rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, 3),
+                     255, np.uint8)
     for i, image in enumerate(images.repeat(zoom, axis=1).repeat(zoom, axis=2)):
         y, x = (i // columns) * (height * zoom + gap), (i % columns) * (width * zoom + gap)
         canvas[y:y + height * zoom, x:x + width * zoom] = image
     return Image.fromarray(canvas)
 
 
-def captioned(rows: Sequence[Image.Image], captions: Sequence[str], margin: int = 76) -> Image.Image:
+def captioned(rows: Sequence[Image.Image], captions: Sequence[str],
+              margin: int = 76) -> Image.Image:
     """Pictures of one width under each other, each with a line of text on its left."""
     canvas = Image.new("RGB", (margin + rows[0].width, sum(r.height + 4 for r in rows)), "white")
     top = 0
@@ -51,15 +53,15 @@ def save_png(path: Path, image: Image.Image) -> None:
 def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 120) -> None:
     """An endless animation; the last frame stays ten times as long."""
     durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
-    write_whole(path, lambda file: frames[0].save(file, "GIF", save_all=True, append_images=frames[1:],
-                                                  duration=durations, loop=0))
+    write_whole(path, lambda file: frames[0].save(
+        file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0))
 
 
 def cover_unknown(images: np.ndarray, known: np.ndarray, grey: int = 128) -> np.ndarray:
     """Pictures (n, height, width, 3) with the cells of unknown tokens, (n, h, w) False, in grey."""
     cell_height = images.shape[1] // known.shape[1]
     cell_width = images.shape[2] // known.shape[2]
-    pixels = known.repeat(cell_height, axis=1).repeat(cell_width, axis=2)          # (n, height, width)
+    pixels = known.repeat(cell_height, axis=1).repeat(cell_width, axis=2)      # (n, height, width)
     return np.where(pixels[..., None], images, np.uint8(grey))
 
 

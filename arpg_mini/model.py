@@ -57,8 +57,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_gradient else None
         d_weight = torch.zeros_like(weight, dtype=total.dtype) if needs_gradient else None
         for start in range(0, len(hidden), rows):
-            h, t = hidden[start:start + rows], targets[start:start + rows]         # (rows, D), (rows,)
-            logits = F.linear(h, weight).to(total.dtype)                           # (rows, V)
+            h, t = hidden[start:start + rows], targets[start:start + rows]     # (rows, D), (rows,)
+            logits = F.linear(h, weight).to(total.dtype)                       # (rows, V)
             total += F.cross_entropy(logits, t, reduction="sum")
             if needs_gradient:
                 p = logits.softmax(-1)
@@ -99,7 +99,8 @@ class ARPG(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with std 0.02 for every matrix; the head at zero, so a fresh loss is ln V exactly."""
+        """Normal with std 0.02 for every matrix; the head at zero, so a fresh loss is ln V
+        exactly."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -120,14 +121,15 @@ class ARPG(nn.Module):
         """The content pass: encode slots, return the keys and values all query layers share.
 
         ids: (B, S) rows of the embedding table. where: (B, S, K/2), their rotary rows.
-        Returns keys (rotated) and values, each (B, H, S, K), of all slots in the cache if one is given.
+        Returns keys (rotated) and values, each (B, H, S, K), of all slots in the cache if one is
+        given.
         """
-        x = F.dropout(self.embedding(ids), dropout)                                # (B, S, D)
+        x = F.dropout(self.embedding(ids), dropout)                            # (B, S, D)
         for layer, block in enumerate(self.content):
             x = block(x, where, mask=mask, causal=causal, cache=cache, layer=layer,
                       dropout=dropout)
         k, v = self.kv(self.kv_norm(x)).unflatten(-1, (2, self.config.heads, -1)).unbind(2)
-        k, v = rotate(k, where).transpose(1, 2), v.transpose(1, 2)                 # (B, H, S, K)
+        k, v = rotate(k, where).transpose(1, 2), v.transpose(1, 2)             # (B, H, S, K)
         if cache is not None:
             k, v = cache.append(len(self.content), k, v)
             cache.advance(ids.shape[1])
@@ -145,25 +147,26 @@ class ARPG(nn.Module):
         """
         x = self.embedding.weight[self.mask_id].view(1, 1, -1)
         for block in self.query:
-            x = block(x, where, keys, values, causal=causal, dropout=dropout)      # (B, M, D)
+            x = block(x, where, keys, values, causal=causal, dropout=dropout)  # (B, M, D)
         return self.norm(x)
 
     def forward(self, tokens: Tensor, labels: Tensor, orders: Tensor, loss_rows: int = 0) -> Tensor:
         """Teacher forcing: predict every token from the class and those before it in its order.
 
-        tokens: (B, N) raster ids. labels: (B,) classes or `null_label`. orders: (B, N) permutations.
+        tokens: (B, N) raster ids. labels: (B,) classes or `null_label`.
+        orders: (B, N) permutations.
         Returns logits (B, N, V), float32 at least; logits[:, t] predicts tokens[orders[:, t]].
-        With `loss_rows` = r > 0 returns the mean cross-entropy over all targets instead (equation 5),
-        computed r rows of logits at a time.
+        With `loss_rows` = r > 0 returns the mean cross-entropy over all targets instead (equation
+        5), computed r rows of logits at a time.
         """
-        content = tokens.gather(1, orders)                                         # (B, N)
-        ids = torch.cat([self.class_ids(labels), content[:, :-1]], dim=1)          # (B, S = N)
-        class_slot = torch.full_like(orders[:, :1], orders.shape[1])               # (B, 1)
-        slots = torch.cat([class_slot, orders[:, :-1]], dim=1)                     # (B, S)
-        table = self.rotary(self.config.grid)                                      # (N + 1, K/2)
+        content = tokens.gather(1, orders)                                     # (B, N)
+        ids = torch.cat([self.class_ids(labels), content[:, :-1]], dim=1)      # (B, S = N)
+        class_slot = torch.full_like(orders[:, :1], orders.shape[1])           # (B, 1)
+        slots = torch.cat([class_slot, orders[:, :-1]], dim=1)                 # (B, S)
+        table = self.rotary(self.config.grid)                                  # (N + 1, K/2)
         dropout = self.config.dropout if self.training else 0.0
         keys, values = self.read(ids, table[slots], causal=True, dropout=dropout)
-        x = self.ask(table[orders], keys, values, causal=True, dropout=dropout)    # (B, N, D)
+        x = self.ask(table[orders], keys, values, causal=True, dropout=dropout)  # (B, N, D)
         if loss_rows:
             total = ChunkedCrossEntropy.apply(x.flatten(0, 1), self.head.weight, content.flatten(),
                                               loss_rows)

@@ -1,9 +1,10 @@
 """Image ↔ ids: a convolutional encoder, a codebook, a convolutional decoder (VQ-GAN's backbone).
 
 The one idea: replace every feature vector by the nearest of V codebook rows and keep only the row's
-number. Both sides are l2-normalised first, so "nearest" means the largest cosine and no row can hide
-at a small norm. The choice has no gradient; the straight-through estimator passes the decoder's
-gradient to the encoder as if nothing had been rounded, and two losses pull row and feature together.
+number. Both sides are l2-normalised first, so "nearest" means the largest cosine and no row can
+hide at a small norm. The choice has no gradient; the straight-through estimator passes the
+decoder's gradient to the encoder as if nothing had been rounded, and two losses pull row and
+feature together.
 """
 
 import torch
@@ -18,7 +19,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class PixelNorm(nn.Module):
-    """RMS norm over the channels of each pixel by itself. (B, channels, height, width) -> the same."""
+    """RMS norm over the channels of each pixel by itself.
+    (B, channels, height, width) -> the same."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -37,8 +39,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, local: bool = False):
         super().__init__()
         norm, kernel = (PixelNorm, 1) if local else (group_norm, 3)
-        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-        self.norm2, self.conv2 = norm(outputs), nn.Conv2d(outputs, outputs, kernel, padding=kernel // 2)
+        self.norm1, self.conv1 = (norm(inputs),
+                                  nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+        self.norm2, self.conv2 = (norm(outputs),
+                                  nn.Conv2d(outputs, outputs, kernel, padding=kernel // 2))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,12 +61,13 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v)[:, 0]                          # (B, h·w, channels)
+        y = F.scaled_dot_product_attention(q, k, v)[:, 0]                      # (B, h·w, channels)
         return x + self.out(y.transpose(1, 2).reshape(x.shape))
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution; the padding is on the right and bottom only, as in the released weights."""
+    """Stride-2 convolution; the padding is on the right and bottom only, as in the released
+    weights."""
 
     def __init__(self, channels: int, local: bool = False):
         super().__init__()
@@ -105,7 +110,8 @@ def encoder(config: TokenizerConfig) -> nn.Sequential:
         if not last:
             layers.append(Downsample(width, local))
     if local:
-        return nn.Sequential(*layers, PixelNorm(width), nn.SiLU(), nn.Conv2d(width, config.latent_channels, 1))
+        return nn.Sequential(*layers, PixelNorm(width), nn.SiLU(),
+                             nn.Conv2d(width, config.latent_channels, 1))
     return nn.Sequential(*layers, *middle(width), group_norm(width), nn.SiLU(),
                          nn.Conv2d(width, config.latent_channels, 3, padding=1))
 
@@ -167,7 +173,8 @@ class Codebook(nn.Module):
         self.idle.zero_()
 
     @torch.no_grad()
-    def revive(self, features: Tensor, ids: Tensor, patience: int, generator: torch.Generator) -> int:
+    def revive(self, features: Tensor, ids: Tensor, patience: int,
+               generator: torch.Generator) -> int:
         """Move rows that no feature chose in `patience` batches onto features of this batch.
 
         A row that is never the nearest gets no gradient, so a dead row stays dead unless moved.
@@ -207,7 +214,8 @@ class VQTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) in [-1, 1] -> (B, h, w) ids. Sides must be multiples of the stride."""
+        """(B, 3, height, width) in [-1, 1] -> (B, h, w) ids. Sides must be multiples of the
+        stride."""
         return self.codebook.nearest(self.features(images))
 
     @torch.no_grad()
@@ -219,17 +227,19 @@ class VQTokenizer(nn.Module):
         """Returns reconstructions, the losses by name, the features (n, code_dim) and ids (n,).
 
         Without `quantize` it is a plain autoencoder on the unit sphere: a short warm-up so gives
-        features that tell pictures apart, on which the codebook can be fitted. Started cold, features
-        settle on the first rows they meet and never learn what those do not say (colour, say).
+        features that tell pictures apart, on which the codebook can be fitted. Started cold,
+        features settle on the first rows they meet and never learn what those do not say (colour,
+        say).
         """
-        features = self.features(images)                                           # (B, h, w, code_dim)
-        ids = self.codebook.nearest(features.detach())                             # (B, h, w)
+        features = self.features(images)                                       # (B, h, w, code_dim)
+        ids = self.codebook.nearest(features.detach())                         # (B, h, w)
         codes = self.codebook.lookup(ids)
         straight_through = features + (codes - features).detach()
         images_out = self.reconstruct(straight_through if quantize else features)
         losses = {
             "reconstruction": F.mse_loss(images_out, images) + F.l1_loss(images_out, images),
             "codebook": (codes - features.detach()).square().sum(-1).mean(),
-            "commitment": self.config.commitment * (features - codes.detach()).square().sum(-1).mean(),
+            "commitment": (self.config.commitment
+                           * (features - codes.detach()).square().sum(-1).mean()),
         }
         return images_out, losses, features.detach().flatten(0, 2), ids.flatten()

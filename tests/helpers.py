@@ -15,9 +15,10 @@ sys.path.insert(0, str(GOLDEN))
 
 
 def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:
-    """A model whose weights are of order one: attention is peaked, so a wrong key changes the result."""
-    sizes = {"dim": 24, "content_layers": 2, "query_layers": 3, "heads": 2, "ffn_hidden": 40, "vocab_size": 11,
-             "num_classes": 3, "grid": (3, 5), "dropout": 0.0} | sizes
+    """A model whose weights are of order one: attention is peaked, so a wrong key changes the
+    result."""
+    sizes = {"dim": 24, "content_layers": 2, "query_layers": 3, "heads": 2, "ffn_hidden": 40,
+             "vocab_size": 11, "num_classes": 3, "grid": (3, 5), "dropout": 0.0} | sizes
     torch.manual_seed(seed)
     model = ARPG(ModelConfig(**sizes)).to(dtype)
     for parameter in model.parameters():
@@ -39,16 +40,19 @@ def golden(name: str) -> tuple[dict, dict, dict]:
 def golden_arpg() -> tuple[ARPG, dict, dict]:
     """The golden model: released names mapped to ours, with the fused products put together."""
     arrays, config, released = golden("arpg_tiny.npz")
-    ours = {"embedding.weight": released.pop("embeddings.weight"), "head.weight": released.pop("head.weight"),
-            "norm.gain": released.pop("norm.weight"), "kv_norm.gain": released.pop("layers.norm.weight"),
-            "kv.weight": torch.cat([released.pop("layers.to_k.weight"), released.pop("layers.to_v.weight")])}
+    ours = {"embedding.weight": released.pop("embeddings.weight"),
+            "head.weight": released.pop("head.weight"), "norm.gain": released.pop("norm.weight"),
+            "kv_norm.gain": released.pop("layers.norm.weight"),
+            "kv.weight": torch.cat([released.pop("layers.to_k.weight"),
+                                    released.pop("layers.to_v.weight")])}
     layers = config["depth"] // 2
     for theirs, mine in (("self_dec", "content"), ("cross_dec", "query")):
         for i in range(layers):
             def take(name):
                 return released.pop(f"layers.{theirs}.{i}.{name}.weight")
             if mine == "content":
-                ours[f"{mine}.{i}.attention.qkv.weight"] = torch.cat([take(f"attn.to_{x}") for x in "qkv"])
+                ours[f"{mine}.{i}.attention.qkv.weight"] = torch.cat(
+                    [take(f"attn.to_{x}") for x in "qkv"])
             else:
                 ours[f"{mine}.{i}.attention.q.weight"] = take("attn.to_q")
             ours[f"{mine}.{i}.attention.out.weight"] = take("attn.proj")
@@ -59,7 +63,8 @@ def golden_arpg() -> tuple[ARPG, dict, dict]:
     assert not released, f"released tensors without a place: {list(released)}"
     model = ARPG(ModelConfig(dim=config["dim"], content_layers=layers, query_layers=layers,
                              heads=config["heads"], vocab_size=config["vocab_size"],
-                             num_classes=config["num_classes"], grid=(config["grid"], config["grid"]),
+                             num_classes=config["num_classes"],
+                             grid=(config["grid"], config["grid"]),
                              ffn_hidden=ours["content.0.ffn.w2.weight"].shape[1]))
     model.load_state_dict(ours)
     return model.eval(), arrays, config

@@ -1,7 +1,9 @@
-"""The two scripts as a user runs them: tiny runs end to end, interruption, and mistakes in one line."""
+"""The two scripts as a user runs them: tiny runs end to end, interruption, and mistakes in one
+line."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +33,8 @@ def pictures(tmp_path_factory):
     for name in ("cat", "dog"):
         (root / name).mkdir()
         for i in range(20):
-            Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(
+                root / name / f"{i}.png")
     (root / "dog" / "broken.png").write_bytes(b"\x89PNG")
     return root
 
@@ -40,26 +43,29 @@ def pictures(tmp_path_factory):
 def finished(pictures, tmp_path_factory):
     """A finished tiny run, started from another folder, and what it printed."""
     out = tmp_path_factory.mktemp("run") / "tiny"
-    done = run("train_mini.py", "--data", pictures, "--side", 16, *TINY, "--out", out, "--device", "cpu", cwd=out.parent)
+    done = run("train_mini.py", "--data", pictures, "--side", 16, *TINY, "--out", out,
+               "--device", "cpu", cwd=out.parent)
     return out, done
 
 
 def test_a_run_leaves_what_it_promises_and_says_what_is_next(finished):
     out, done = finished
-    assert {p.name for p in out.iterdir()} == {"config.json", "ids", "log.csv", "model.pt", "samples.png", "tokenizer.pt"}
+    assert {p.name for p in out.iterdir()} == {"config.json", "ids", "log.csv", "model.pt",
+                                               "samples.png", "tokenizer.pt"}
     assert "broken.png" in done.stderr and "bits per token" in done.stdout
     assert f"sample_mini.py {out}" in done.stdout
     assert json.loads((out / "config.json").read_text())["classes"] == ["cat", "dog"]
     lines = (out / "log.csv").read_text().splitlines()
-    assert len(lines) == 7 and lines[-1].split(",")[3]           # a validation loss in the last row
+    assert len(lines) == 7 and lines[-1].split(",")[3]         # a validation loss in the last row
     with Image.open(out / "samples.png") as sheet:
-        assert sheet.height > 5 * 64                             # a row each for 1, 2, 4, 8, 16 steps
+        assert sheet.height > 5 * 64                           # a row each for 1, 2, 4, 8, 16 steps
 
 
 def test_samples_grids_animations_and_npz(finished, tmp_path):
     out, _ = finished
-    run("sample_mini.py", out, "--classes", "dog,0", "--count", 7, "--steps", 3, "--order", "spiral", "--columns", 4,
-        "--out", tmp_path / "s.png", "--gif", tmp_path / "s.gif", "--npz", tmp_path / "s.npz", "--batch-size", 3)
+    run("sample_mini.py", out, "--classes", "dog,0", "--count", 7, "--steps", 3,
+        "--order", "spiral", "--columns", 4, "--out", tmp_path / "s.png",
+        "--gif", tmp_path / "s.gif", "--npz", tmp_path / "s.npz", "--batch-size", 3)
     with np.load(tmp_path / "s.npz") as file:
         pictures, labels = file["arr_0"], file["arr_1"]
     assert pictures.shape == (7, 16, 16, 3) and labels.tolist() == [1, 0, 1, 0, 1, 0, 1]
@@ -69,7 +75,7 @@ def test_samples_grids_animations_and_npz(finished, tmp_path):
         assert sheet.size == (4 * 66 - 2, 2 * 66 - 2)
     run("sample_mini.py", out, "--classes", "1,0", "--count", 7, "--steps", 3, "--order", "spiral",
         "--npz", tmp_path / "t.npz", "--gpus", 2, "--device", "cpu")
-    with np.load(tmp_path / "t.npz") as file:                    # other batches, two processes: same images
+    with np.load(tmp_path / "t.npz") as file:  # other batches, two processes: same images
         assert (file["arr_0"] == pictures).mean() > 0.99
     assert not (tmp_path / "samples.png").exists()
 
@@ -79,10 +85,13 @@ def weights(out):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_path):
-    """SIGTERM in the middle, then --resume: the weights are those of the run that was never stopped."""
+    """SIGTERM in the middle, then --resume: the weights are those of the run that was never
+    stopped."""
     out, steps = tmp_path / "again", [*TINY[2:], "--steps", "400"]
-    arguments = ["--data", str(pictures), "--side", "16", *steps, "--out", str(out), "--device", "cpu", "--save-every", "1000"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train_mini.py"), *arguments], stderr=subprocess.PIPE, text=True)
+    arguments = ["--data", str(pictures), "--side", "16", *steps, "--out", str(out),
+                 "--device", "cpu", "--save-every", "1000"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_mini.py"), *arguments],
+                               stderr=subprocess.PIPE, text=True)
     while not (out / "log.csv").exists() or len((out / "log.csv").read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.05)
@@ -92,20 +101,24 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_pat
     assert 0 < weights(out)["step"] < 400
     run("train_mini.py", "--resume", "--out", out, "--device", "cpu")
     whole = tmp_path / "whole"
-    run("train_mini.py", "--data", pictures, "--side", 16, *steps, "--out", whole, "--device", "cpu")
+    run("train_mini.py", "--data", pictures, "--side", 16, *steps, "--out", whole,
+        "--device", "cpu")
     a, b = weights(out), weights(whole)
     assert a["step"] == b["step"] == 400
     assert all(torch.equal(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k])
-    rows = [[line.split(",")[i] for i in (0, 1, 3, 4)] for f in (out, whole) for line in (f / "log.csv").read_text().split()]
+    rows = [[line.split(",")[i] for i in (0, 1, 3, 4)] for f in (out, whole)
+            for line in (f / "log.csv").read_text().split()]
     assert rows[:len(rows) // 2] == rows[len(rows) // 2:]
 
 
 def test_two_processes_train_as_one(finished, pictures, tmp_path):
-    """The loss curve of two processes with half the batch each is that of one, to float summation."""
+    """The loss curve of two processes with half the batch each is that of one, to float
+    summation."""
     out, _ = finished
-    run("train_mini.py", "--data", pictures, "--side", 16, *TINY, "--out", tmp_path / "two", "--gpus", 2,
-        "--device", "cpu", "--tokenizer", out / "tokenizer.pt")
-    curves = [np.genfromtxt(folder / "log.csv", delimiter=",", names=True)["train_loss"] for folder in (out, tmp_path / "two")]
+    run("train_mini.py", "--data", pictures, "--side", 16, *TINY, "--out", tmp_path / "two",
+        "--gpus", 2, "--device", "cpu", "--tokenizer", out / "tokenizer.pt")
+    curves = [np.genfromtxt(folder / "log.csv", delimiter=",", names=True)["train_loss"]
+              for folder in (out, tmp_path / "two")]
     assert np.abs(curves[0] - curves[1]).max() < 1e-4
 
 
@@ -115,7 +128,8 @@ def test_two_processes_train_as_one(finished, pictures, tmp_path):
     (["--steps", "0"], "--steps 0: must be 1 or more"),
     (["--steps", "many"], "--steps"),
     (["--gpus", "0", "--device", "cpu"], "--gpus 0: must be 1 or more"),
-    (["--gpus", "3", "--batch-size", "64", "--device", "cpu"], "--batch-size 64: must be a multiple of --gpus 3"),
+    (["--gpus", "3", "--batch-size", "64", "--device", "cpu"],
+     "--batch-size 64: must be a multiple of --gpus 3"),
     (["--device", "tpu"], "--device tpu: must be cpu or cuda"),
     (["--dropout", "1"], "--dropout 1.0: must be 0 or more and below 1"),
     (["--lr", "nan"], "--lr nan"),
@@ -124,17 +138,20 @@ def test_two_processes_train_as_one(finished, pictures, tmp_path):
 ])
 def test_mistakes_in_training_end_in_one_line(arguments, says, tmp_path):
     done = run("train_mini.py", "--out", tmp_path / "x", *arguments, cwd=tmp_path, code=2)
-    import re
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1 and re.search(says, errors[0]) and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["--steps", "17"], "--steps 17: these images have 16 tokens"), (["--classes", "2"], "--classes '2': must be 0 to 1"),
-    (["--classes", "cow"], "--classes 'cow'"), (["--order", "zigzag"], "--order zigzag: must be one of random"),
-    (["--top-p", "0"], "--top-p 0.0"), (["--temperature", "-1"], "--temperature -1.0"), (["--count", "0"], "--count 0"),
-    (["--schedule", "linear"], "--schedule 'linear'"), (["--npz", "/no/such/x.npz"], "--npz /no/such/x.npz"),
-    (["--within-step", "all"], "--within-step 'all'"), (["--guidance-schedule", "x"], "--guidance-schedule 'x'"),
+    (["--steps", "17"], "--steps 17: these images have 16 tokens"),
+    (["--classes", "2"], "--classes '2': must be 0 to 1"),
+    (["--classes", "cow"], "--classes 'cow'"),
+    (["--order", "zigzag"], "--order zigzag: must be one of random"),
+    (["--top-p", "0"], "--top-p 0.0"), (["--temperature", "-1"], "--temperature -1.0"),
+    (["--count", "0"], "--count 0"), (["--schedule", "linear"], "--schedule 'linear'"),
+    (["--npz", "/no/such/x.npz"], "--npz /no/such/x.npz"),
+    (["--within-step", "all"], "--within-step 'all'"),
+    (["--guidance-schedule", "x"], "--guidance-schedule 'x'"),
 ])
 def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, tmp_path):
     done = run("sample_mini.py", finished[0], *arguments, cwd=tmp_path, code=2)
@@ -163,8 +180,9 @@ def test_a_truncated_model_is_named(finished, tmp_path):
 
 def test_help_needs_no_torch():
     for script in ("train_mini.py", "sample_mini.py"):
-        code = f"import sys; sys.argv = ['x', '--help']; exec(open({script!r}).read())"
-        probe = f"{code.split(';')[0]}\nimport runpy, atexit\natexit.register(lambda: print('torch' in sys.modules))\n" \
-                f"sys.argv = ['x', '--help']\nrunpy.run_path({script!r}, run_name='__main__')"
-        done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+        probe = ("import sys\nimport runpy, atexit\n"
+                 "atexit.register(lambda: print('torch' in sys.modules))\n"
+                 f"sys.argv = ['x', '--help']\nrunpy.run_path({script!r}, run_name='__main__')")
+        done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True,
+                              text=True)
         assert done.returncode == 0 and done.stdout.strip().endswith("False"), done.stderr

@@ -1,4 +1,5 @@
-"""Pictures from every source, the odd ones too, and ids that are reused exactly when they may be."""
+"""Pictures from every source, the odd ones too, and ids that are reused exactly when they may
+be."""
 
 import gzip
 import hashlib
@@ -17,7 +18,8 @@ from arpg_mini.config import UserError
 def test_a_shape_is_a_function_of_seed_and_index():
     images, labels = data.shapes(30, seed=5)
     again, _ = data.shapes(7, seed=5)
-    assert images.shape == (30, data.SIDE, data.SIDE, 3) and images.dtype == np.uint8 and labels.dtype == np.int64
+    assert (images.shape == (30, data.SIDE, data.SIDE, 3) and images.dtype == np.uint8
+            and labels.dtype == np.int64)
     assert (images[:7] == again).all() and not (data.shapes(7, seed=6)[0] == again).all()
     assert (data.draw_shape(5, 29)[0] == images[29]).all() and data.shapes(0)[0].shape[0] == 0
 
@@ -72,7 +74,8 @@ def test_fashion_mnist_is_downloaded_once_and_checked(fashion, server, tmp_path)
     assert data.find_fashion(url=server, folders=[tmp_path / "none", cache]) == cache
     pictures = data.fashion_pictures("train", cache)
     assert pictures.images.shape == (20, 28, 28, 3) and pictures.labels[:3].tolist() == [0, 1, 2]
-    assert data.find_fashion(url="http://127.0.0.1:1/", folders=[cache]) == cache  # no second download
+    # No second download.
+    assert data.find_fashion(url="http://127.0.0.1:1/", folders=[cache]) == cache
 
 
 def test_a_download_that_fails_or_is_tampered_with_leaves_no_file(fashion, server, tmp_path):
@@ -96,7 +99,8 @@ def test_a_truncated_idx_file_is_named(fashion):
 @pytest.mark.skipif(not data.FASHION_FOLDERS[0].exists(), reason="needs the real files")
 def test_the_real_fashion_mnist():
     pictures = data.fashion_pictures("t10k")
-    assert pictures.images.shape == (10000, 28, 28, 3) and np.bincount(pictures.labels).tolist() == [1000] * 10
+    assert (pictures.images.shape == (10000, 28, 28, 3)
+            and np.bincount(pictures.labels).tolist() == [1000] * 10)
 
 
 def odd_folder(root):
@@ -114,7 +118,8 @@ def odd_folder(root):
     noise.convert("1").save(root / "a" / "bits.png")
     noise.resize((1, 300)).save(root / "b" / "thin.png")
     noise.resize((3000, 2)).save(root / "b" / "wide.png")
-    Image.fromarray(rng.integers(0, 65536, (20, 20)).astype(np.uint16)).save(root / "b" / "deep" / "sixteen.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 20)).astype(np.uint16)).save(
+        root / "b" / "deep" / "sixteen.png")
     Image.new("RGBA", (30, 30), (255, 0, 0, 0)).save(root / "b" / "clear.png")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -141,7 +146,8 @@ def test_odd_files_are_handled_or_reported_by_name(tmp_path):
     assert bad == ["a/empty.png", "a/truncated.jpg", "b/text.png"] and len(seen) == 43
     assert (seen["b/clear.png"] == 255).all()                    # transparent: onto white
     turned = seen["b/turned.jpg"].astype(int)
-    assert turned[:, :4].mean() < 60 and turned[:, -4:].mean() > 190   # EXIF 6: the top is on the right
+    # EXIF 6: the top is on the right.
+    assert turned[:, :4].mean() < 60 and turned[:, -4:].mean() > 190
     deep = seen["b/deep/sixteen.png"]
     assert deep.std() > 10 and 90 < deep.mean() < 165            # 16 bits scaled, not cut off
 
@@ -162,8 +168,9 @@ def test_holding_out_is_by_name_and_stays_put(tmp_path):
     assert out - set(data.folder_pictures(tmp_path, 8)[1].files) == set()
 
 
-@pytest.mark.parametrize("make, says", [(lambda p: None, "at least 2"), (lambda p: p.rmdir(), "no such folder"),
-                                        (lambda p: Image.new("RGB", (9, 9)).save(p / "x.png"), "has 0 pictures")])
+@pytest.mark.parametrize("make, says", [
+    (lambda p: None, "at least 2"), (lambda p: p.rmdir(), "no such folder"),
+    (lambda p: Image.new("RGB", (9, 9)).save(p / "x.png"), "has 0 pictures")])
 def test_folders_that_will_not_do(tmp_path, make, says):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -181,7 +188,8 @@ def test_ids_are_reused_when_nothing_changed_and_never_when_something_did(tmp_pa
 
     def ids(which=pictures, mark="m", mirror=False):
         calls.clear()
-        return data.encode_pictures(which, encode, tmp_path / "ids" / "train", mark, mirror, batch=20, progress=False)
+        return data.encode_pictures(which, encode, tmp_path / "ids" / "train", mark, mirror,
+                                    batch=20, progress=False)
 
     first = ids()
     assert calls == [20, 20, 10] and first.ids.shape == (50, 1, 9) and first.ids.dtype == np.uint16

@@ -21,7 +21,8 @@ def test_wrong_labels_score_one_in_ten(judge):
     """1,000 shuffled labels: 0.1 within five standard deviations."""
     images, labels = data.shapes(1000, seed=1)
     shuffled = np.random.default_rng(0).permutation(labels)
-    assert abs(evaluation.shapes_scores(images, shuffled, judge)["class accuracy"] - 0.1) < 5 * 0.0095
+    assert abs(evaluation.shapes_scores(images, shuffled, judge)["class accuracy"]
+               - 0.1) < 5 * 0.0095
 
 
 def test_two_colours_or_two_grounds_are_not_coherent():
@@ -40,7 +41,8 @@ def test_two_colours_or_two_grounds_are_not_coherent():
 def test_pictures_without_foreground_or_of_noise_are_not_coherent():
     empty = np.broadcast_to(data.GROUNDS[:, None, None], (2, 24, 24, 3)).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (50, 24, 24, 3)).astype(np.uint8)
-    assert not evaluation.colour_coherence(empty).any() and not evaluation.colour_coherence(noise).any()
+    assert (not evaluation.colour_coherence(empty).any()
+            and not evaluation.colour_coherence(noise).any())
 
 
 def test_palette_entries_are_well_apart():

@@ -70,16 +70,20 @@ def test_pixels_survive_the_round_trip():
 
 
 def test_a_grid_puts_every_picture_in_its_place():
-    pictures = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * 10 * np.ones((5, 2, 3, 3), np.uint8)
+    pictures = (np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * 10
+                * np.ones((5, 2, 3, 3), np.uint8))
     sheet = np.asarray(images.grid(pictures, columns=3, zoom=2, gap=1))
     assert sheet.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
-    assert (sheet[:4, 7:13] == 10).all() and (sheet[5:, 7:13] == 40).all() and (sheet[5:, 14:] == 255).all()
+    assert ((sheet[:4, 7:13] == 10).all() and (sheet[5:, 7:13] == 40).all()
+            and (sheet[5:, 14:] == 255).all())
 
 
 def test_unknown_cells_are_covered_and_no_others():
     pictures = np.full((1, 4, 6, 3), 9, np.uint8)
-    covered = images.cover_unknown(pictures, np.array([[[True, False, True], [False, True, True]]]))
-    assert covered[0, ..., 0].tolist() == [[9, 9, 128, 128, 9, 9]] * 2 + [[128, 128, 9, 9, 9, 9]] * 2
+    covered = images.cover_unknown(pictures,
+                                   np.array([[[True, False, True], [False, True, True]]]))
+    assert covered[0, ..., 0].tolist() == ([[9, 9, 128, 128, 9, 9]] * 2
+                                           + [[128, 128, 9, 9, 9, 9]] * 2)
 
 
 def test_npz_streams_and_reads_back(tmp_path):
@@ -93,7 +97,8 @@ def test_npz_streams_and_reads_back(tmp_path):
 
 def test_npz_that_comes_out_short_is_an_error_and_no_file(tmp_path):
     with pytest.raises(ValueError, match="2 images came, 3"):
-        images.save_npz(tmp_path / "s.npz", iter([np.zeros((2, 4, 5, 3), np.uint8)]), (3, 4, 5, 3), np.zeros(3))
+        images.save_npz(tmp_path / "s.npz", iter([np.zeros((2, 4, 5, 3), np.uint8)]),
+                        (3, 4, 5, 3), np.zeros(3))
     assert os.listdir(tmp_path) == []
 
 

@@ -23,8 +23,9 @@ def test_step_sizes_are_the_released_ones(name):
 def test_teacher_forcing_gives_the_released_logits_and_loss():
     """Broken if any part of the forward pass, or a fused weight's order, differs from the release.
 
-    The recipe's weights make attention so peaked that float32 and float64 runs of one model differ by
-    7e-5 of the largest logit; 1e-4 of it is as close as two float32 implementations can be asked to be.
+    The recipe's weights make attention so peaked that float32 and float64 runs of one model differ
+    by 7e-5 of the largest logit; 1e-4 of it is as close as two float32 implementations can be asked
+    to be.
     """
     model, arrays, _ = golden_arpg()
     inputs = arrays["tokens"], arrays["labels"], arrays["orders"]
@@ -35,7 +36,8 @@ def test_teacher_forcing_gives_the_released_logits_and_loss():
 
 @pytest.mark.parametrize("run", RUNS)
 def test_greedy_decoding_gives_the_released_ids(run):
-    """Broken if the schedule, the guidance, the cache or the block attention differs from the release."""
+    """Broken if the schedule, the guidance, the cache or the block attention differs from the
+    release."""
     model, arrays, config = golden_arpg()
     schedule, guidance_schedule, steps = run.split("__")
     order, tokens = arrays[f"gen__{run}__order"], arrays[f"gen__{run}__tokens"]
@@ -46,7 +48,8 @@ def test_greedy_decoding_gives_the_released_ids(run):
 
 
 def test_the_tokenizer_has_the_released_architecture():
-    """Broken if the largest configuration lacks or adds a layer: as many tensors of the same sizes."""
+    """Broken if the largest configuration lacks or adds a layer: as many tensors of the same
+    sizes."""
     _, _, released = golden("vq16.npz")
     released.pop("quantize.codebook_used")
     with torch.device("meta"):

@@ -15,8 +15,8 @@ from arpg_mini.decoding import random_orders
 from arpg_mini.model import ChunkedCrossEntropy
 
 
-@pytest.mark.parametrize("name, millions", [("imagenet-s", 62), ("arpg-l", 319.8), ("arpg-xl", 719.0),
-                                            ("arpg-xxl", 1302.4)])
+@pytest.mark.parametrize("name, millions", [("imagenet-s", 62), ("arpg-l", 319.8),
+                                            ("arpg-xl", 719.0), ("arpg-xxl", 1302.4)])
 def test_named_sizes_have_their_parameter_counts(name, millions):
     with torch.device("meta"):
         count = sum(p.numel() for p in ARPG(presets()[name].model).parameters())
@@ -33,11 +33,11 @@ def test_a_fresh_models_loss_is_ln_v():
 
 
 @settings(max_examples=25, deadline=None)
-@given(grid=st.tuples(st.integers(1, 3), st.integers(2, 4)), seed=st.integers(0, 2**32), data=st.data(),
-       training=st.booleans())
+@given(grid=st.tuples(st.integers(1, 3), st.integers(2, 4)), seed=st.integers(0, 2**32),
+       data=st.data(), training=st.booleans())
 def test_no_peeking_under_any_order(grid, seed, data, training):
-    """The gradient of target t's logits with respect to the t-th and later content tokens is exactly zero,
-    and to some earlier one (the class, at t = 0) it is not."""
+    """The gradient of target t's logits with respect to the t-th and later content tokens is
+    exactly zero, and to some earlier one (the class, at t = 0) it is not."""
     model = tiny_model(grid=grid, seed=1).train(training)
     n = grid[0] * grid[1]
     t = data.draw(st.integers(0, n - 1))
@@ -53,8 +53,9 @@ def test_no_peeking_under_any_order(grid, seed, data, training):
     logits = model(tokens, torch.tensor([1]), orders)
     hook.remove()
     gradient, = torch.autograd.grad(logits[0, t].square().sum(), embedded[0])
-    by_slot = gradient[0].abs().sum(-1)                          # slot s holds token s - 1; slot 0 the class
-    assert (by_slot[t + 1:] == 0).all(), f"order {orders.tolist()}, target {t} sees slots {by_slot.nonzero()}"
+    by_slot = gradient[0].abs().sum(-1)  # slot s holds token s - 1; slot 0 the class
+    assert (by_slot[t + 1:] == 0).all(), \
+        f"order {orders.tolist()}, target {t} sees slots {by_slot.nonzero()}"
     assert (by_slot[:t + 1] > 0).any()
 
 
@@ -71,9 +72,11 @@ def test_queries_are_independent():
 
 
 def test_causality_belongs_to_the_call():
-    """Logits in evaluation mode are those of training mode: no mask is switched on or off by `train()`."""
+    """Logits in evaluation mode are those of training mode: no mask is switched on or off by
+    `train()`."""
     model = tiny_model()
-    tokens, labels, orders = torch.randint(11, (2, 15)), torch.tensor([0, 1]), random_orders([1, 2], 15)
+    tokens, labels, orders = (torch.randint(11, (2, 15)), torch.tensor([0, 1]),
+                              random_orders([1, 2], 15))
     assert torch.equal(model.train()(tokens, labels, orders), model.eval()(tokens, labels, orders))
 
 
@@ -88,23 +91,28 @@ def test_the_chunked_loss_is_cross_entropy(rows, seed):
     plain = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
     chunked = ChunkedCrossEntropy.apply(hidden, weight, targets, rows) / 23
     torch.testing.assert_close(chunked, plain)
-    for a, b in zip(torch.autograd.grad(chunked, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight))):
+    for a, b in zip(torch.autograd.grad(chunked, (hidden, weight)),
+                    torch.autograd.grad(plain, (hidden, weight))):
         torch.testing.assert_close(a, b)
 
 
 def test_the_loss_is_the_mean_over_all_targets_of_the_logits():
     model = tiny_model()
-    tokens, labels, orders = torch.randint(11, (2, 15)), torch.tensor([0, 3]), random_orders([1, 2], 15)
+    tokens, labels, orders = (torch.randint(11, (2, 15)), torch.tensor([0, 3]),
+                              random_orders([1, 2], 15))
     logits = model(tokens, labels, orders)
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.gather(1, orders).flatten())
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1),
+                                                 tokens.gather(1, orders).flatten())
     torch.testing.assert_close(model(tokens, labels, orders, loss_rows=4), expected)
 
 
 @settings(max_examples=40, deadline=None)
-@given(a=st.tuples(st.integers(0, 4), st.integers(0, 6)), b=st.tuples(st.integers(0, 4), st.integers(0, 6)),
+@given(a=st.tuples(st.integers(0, 4), st.integers(0, 6)),
+       b=st.tuples(st.integers(0, 4), st.integers(0, 6)),
        shift=st.tuples(st.integers(0, 5), st.integers(0, 5)), seed=st.integers(0, 999))
 def test_rotary_scores_depend_on_displacement_only(a, b, shift, seed):
-    """Row and column apart: shifting query and key together changes nothing, swapping the axes does."""
+    """Row and column apart: shifting query and key together changes nothing, swapping the axes
+    does."""
     grid = (10, 12)
     table = rotary_table(grid, 16)
     g = torch.Generator().manual_seed(seed)
@@ -122,14 +130,18 @@ def test_rotary_scores_depend_on_displacement_only(a, b, shift, seed):
 
 def test_rotation_is_of_interleaved_pairs_and_the_class_slot_is_zero():
     table = rotary_table((2, 3), 8, base=100.0)
-    turned = rotate(torch.tensor([1.0, 0, 0, 2, 1, 0, 0, 0]).double().view(1, 1, 1, 8), table[None, 5:6])
-    expected = [math.cos(1), math.sin(1), -2 * math.sin(0.1), 2 * math.cos(0.1), math.cos(2), math.sin(2), 0, 0]
-    assert turned.flatten().tolist() == pytest.approx(expected)   # row 1, column 2; frequencies 1 and 0.1
+    turned = rotate(torch.tensor([1.0, 0, 0, 2, 1, 0, 0, 0]).double().view(1, 1, 1, 8),
+                    table[None, 5:6])
+    # Row 1, column 2; frequencies 1 and 0.1.
+    expected = [math.cos(1), math.sin(1), -2 * math.sin(0.1), 2 * math.cos(0.1),
+                math.cos(2), math.sin(2), 0, 0]
+    assert turned.flatten().tolist() == pytest.approx(expected)
     assert rotate(torch.ones(1, 1, 1, 8).double(), table[None, 6:7]).abs().sum() == 0
 
 
 def test_rms_norm_is_computed_wide():
-    """In bfloat16 the mean of squares is taken in float32, and the result is cast before the gain."""
+    """In bfloat16 the mean of squares is taken in float32, and the result is cast before the
+    gain."""
     norm, x = RMSNorm(64).bfloat16(), (torch.randn(5, 64) * 30).bfloat16()
     torch.nn.init.normal_(norm.gain)
     wide = x.float()
@@ -137,8 +149,9 @@ def test_rms_norm_is_computed_wide():
     assert torch.equal(norm(x), expected)
 
 
-@pytest.mark.parametrize("wrong", [dict(dim=30, heads=4), dict(dim=24, heads=4), dict(heads=0), dict(vocab_size=0),
-                                   dict(grid=(0, 3)), dict(dropout=1.0), dict(content_layers=0)])
+@pytest.mark.parametrize("wrong", [
+    dict(dim=30, heads=4), dict(dim=24, heads=4), dict(heads=0), dict(vocab_size=0),
+    dict(grid=(0, 3)), dict(dropout=1.0), dict(content_layers=0)])
 def test_impossible_sizes_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ModelConfig(**wrong)

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from arpg_mini import TokenizerConfig, VQTokenizer
 
-SMALL = dict(channels=32, multipliers=(1, 1, 2), encoder_blocks=1, decoder_blocks=1, latent_channels=16,
-             codebook_size=20, code_dim=4)
+SMALL = dict(channels=32, multipliers=(1, 1, 2), encoder_blocks=1, decoder_blocks=1,
+             latent_channels=16, codebook_size=20, code_dim=4)
 
 
 def tokenizer(**changes) -> VQTokenizer:
@@ -30,7 +30,8 @@ def test_sides_that_are_no_multiple_of_the_stride_are_refused():
 
 
 def test_nearest_is_the_smallest_distance_between_unit_vectors():
-    """Against the definition, with rows of very different norms, none of which may win by its norm."""
+    """Against the definition, with rows of very different norms, none of which may win by its
+    norm."""
     book = tokenizer().codebook
     with torch.no_grad():
         book.rows.mul_(torch.linspace(0.1, 10, 20)[:, None])
@@ -41,7 +42,8 @@ def test_nearest_is_the_smallest_distance_between_unit_vectors():
 
 
 def test_the_straight_through_gradient_passes_the_rounding():
-    """The encoder gets the decoder's gradient as if the code were its feature; the codebook gets none of it."""
+    """The encoder gets the decoder's gradient as if the code were its feature; the codebook gets
+    none of it."""
     model = tokenizer()
     features = model.features(torch.rand(2, 3, 8, 8)).detach().requires_grad_()
     model.features = lambda images: features
@@ -49,9 +51,11 @@ def test_the_straight_through_gradient_passes_the_rounding():
     gradient, = torch.autograd.grad(losses["reconstruction"], features, retain_graph=True)
     codes = model.codebook.lookup(ids).view(features.shape).detach().requires_grad_()
     out = model.reconstruct(codes)
-    expected, = torch.autograd.grad(F.mse_loss(out, torch.zeros_like(out)) + F.l1_loss(out, torch.zeros_like(out)), codes)
+    expected, = torch.autograd.grad(F.mse_loss(out, torch.zeros_like(out))
+                                    + F.l1_loss(out, torch.zeros_like(out)), codes)
     torch.testing.assert_close(gradient, expected)
-    assert torch.autograd.grad(losses["reconstruction"], model.codebook.rows, allow_unused=True)[0] is None
+    assert torch.autograd.grad(losses["reconstruction"], model.codebook.rows,
+                               allow_unused=True)[0] is None
 
 
 def test_codebook_loss_moves_rows_only_and_commitment_moves_features_only():
@@ -84,7 +88,8 @@ def test_fit_finds_separate_clusters_of_unequal_size():
     centres = F.normalize(torch.randn(20, 4, generator=generator), dim=-1)
     sizes = [3800] + [10] * 19
     features = torch.cat([centres[i].expand(n, 4) for i, n in enumerate(sizes)])
-    features = F.normalize(features + 0.001 * torch.randn(features.shape, generator=generator), dim=-1)
+    features = F.normalize(features + 0.001 * torch.randn(features.shape, generator=generator),
+                           dim=-1)
     book = tokenizer().codebook
     book.fit(features[torch.randperm(len(features), generator=generator)], generator)
     assert (1 - (centres @ book.rows.T).max(1).values).max() < 0.01

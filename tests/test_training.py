@@ -1,4 +1,5 @@
-"""Randomness as a pure function, the schedule, the average, and runs that continue as if never stopped."""
+"""Randomness as a pure function, the schedule, the average, and runs that continue as if never
+stopped."""
 
 import copy
 
@@ -6,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
+from test_tokenizer import SMALL
 
-from arpg_mini import training
+from arpg_mini import TokenizerConfig, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data import shapes_pictures
 from arpg_mini.tokenizer import VQTokenizer
-from test_tokenizer import SMALL
-from arpg_mini import TokenizerConfig
 
 
 class FakeIds:
@@ -37,7 +37,8 @@ def test_an_epoch_visits_everything_once_in_its_own_order():
 def test_processes_take_their_rows_of_the_global_batch():
     config, ids = TrainConfig(batch_size=8), FakeIds()
     whole = training.draw_batch(ids, config, 3, 0.5, seed=1, step=4)
-    parts = [training.draw_batch(ids, config, 3, 0.5, seed=1, step=4, rank=r, world=4) for r in range(4)]
+    parts = [training.draw_batch(ids, config, 3, 0.5, seed=1, step=4, rank=r, world=4)
+             for r in range(4)]
     for i in range(3):
         assert torch.equal(torch.cat([p[i] for p in parts]), whole[i])
 
@@ -59,7 +60,8 @@ def test_the_learning_rate_rises_and_falls():
     config = TrainConfig(warmup=0.25, final_lr=1e-5)
     rates = [training.learning_rate(s, 100, config, 1e-3) for s in range(100)]
     assert rates[0] == pytest.approx(4e-5) and max(rates) == rates[24] == 1e-3
-    assert rates[24:] == sorted(rates[24:], reverse=True) and rates[-1] == pytest.approx(1e-5, rel=0.1)
+    assert (rates[24:] == sorted(rates[24:], reverse=True)
+            and rates[-1] == pytest.approx(1e-5, rel=0.1))
 
 
 def test_weight_decay_spares_gains_and_biases():
@@ -85,7 +87,8 @@ def run_arpg(start, stop, state=None, config=TrainConfig(steps=12, batch_size=4,
     average = training.average_of(model)
     optimizer = training.make_optimizer(model, 0.05, config.betas)
     if state:
-        model.load_state_dict(state[0]), average.load_state_dict(state[1]), optimizer.load_state_dict(state[2])
+        (model.load_state_dict(state[0]), average.load_state_dict(state[1]),
+         optimizer.load_state_dict(state[2]))
     steps = training.train_arpg(model, model, average, FakeIds(), config, 3, optimizer, start)
     losses = [next(steps)["loss"].item() for _ in range(start, stop)]
     return losses, copy.deepcopy((model.state_dict(), average.state_dict(), optimizer.state_dict()))
@@ -96,7 +99,8 @@ def same(a, b):
 
 
 def test_arpg_continues_to_the_bit():
-    """Stopped after 5 of 12 steps, with dropout and class drops on, and continued: every bit is the same."""
+    """Stopped after 5 of 12 steps, with dropout and class drops on, and continued: every bit is the
+    same."""
     torch.manual_seed(99)
     whole, end = run_arpg(0, 12)
     first, middle = run_arpg(0, 5)
@@ -107,7 +111,8 @@ def test_arpg_continues_to_the_bit():
 
 
 def test_the_tokenizer_continues_to_the_bit_across_the_fit_of_its_codebook():
-    config, pictures = TrainConfig(tokenizer_steps=12, tokenizer_batch_size=4, tokenizer_patience=2), shapes_pictures(30, 0)
+    config, pictures = (TrainConfig(tokenizer_steps=12, tokenizer_batch_size=4,
+                                    tokenizer_patience=2), shapes_pictures(30, 0))
 
     def run(start, stop, state=None):
         torch.manual_seed(0)
@@ -128,7 +133,8 @@ def test_the_tokenizer_continues_to_the_bit_across_the_fit_of_its_codebook():
 def test_validation_has_fixed_orders_and_no_dropout():
     model = tiny_model(dropout=0.5).train()
     first = training.validation_loss(model, FakeIds(), seed=2, batch=7)
-    assert training.validation_loss(model, FakeIds(), seed=2, batch=20) == pytest.approx(first, rel=1e-12)
+    assert (training.validation_loss(model, FakeIds(), seed=2, batch=20)
+            == pytest.approx(first, rel=1e-12))
     assert model.training and first != training.validation_loss(model, FakeIds(), seed=3)
 
 
@@ -140,4 +146,5 @@ def test_the_log_drops_rows_after_the_resumed_step(tmp_path):
     again.row(step=30, epoch=0.5, train_loss=2.0, val_loss=1.5, lr=1e-3, images_per_second=5.0)
     lines = (tmp_path / "log.csv").read_text().split()
     assert lines[0] == "step,epoch,train_loss,val_loss,lr,images_per_second"
-    assert [line.split(",")[0] for line in lines[1:]] == ["10", "20", "30"] and lines[3].startswith("30,0.5,2,1.5")
+    assert ([line.split(",")[0] for line in lines[1:]] == ["10", "20", "30"]
+            and lines[3].startswith("30,0.5,2,1.5"))

@@ -1,0 +1,76 @@
+"""The README against the repository: its tree, its commands, its pictures."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from helpers import ROOT
+
+import sample_mini
+import train_mini
+
+README = (ROOT / "README.md").read_text()
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True,
+                            text=True).stdout.split()
+    return [f for f in listed if (ROOT / f).exists()] or pytest.fail("not a git checkout")
+
+
+def test_the_tree_names_every_source_file_and_nothing_else():
+    tree = re.search(r"```\narpg_mini/\n(.*?)```", README, re.S).group(1)
+    named, folder = set(), "arpg_mini/"
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        if name.endswith("/"):
+            folder = name
+        else:
+            named.add((folder if indent else "") + name)
+        assert len(line.split(None, 1)) == 2, f"{name}: no word on what it is for"
+    real = {f for f in tracked()
+            if f.startswith("arpg_mini/") and f.endswith(".py") and "__init__" not in f}
+    real |= {f for f in tracked() if "/" not in f and f.endswith(".py")}
+    assert {n for n in named if n.endswith(".py") and "test" not in n} == real
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()
+            if "_mini.py" in line]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_parses(command):
+    """Broken if a flag was renamed, or a sentence promises one that isn't there."""
+    words = shlex.split(command.split("&&")[-1])
+    script = next(i for i, word in enumerate(words) if word.endswith("_mini.py"))
+    module = {"train_mini.py": train_mini, "sample_mini.py": sample_mini}[words[script]]
+    module.parse(words[script + 1:])
+
+
+def test_pictures_and_links_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_two_commands_stand_there():
+    assert "pip install -r requirements.txt && python train_mini.py" in README
+    assert "pip install -r requirements.txt && python -m pytest" in README
+
+
+def test_the_layout_holds_nothing_else():
+    top = {f.split("/")[0] for f in tracked()}
+    assert top <= {"arpg_mini", "tutorial", "tests", "train_mini.py", "sample_mini.py",
+                   "requirements.txt", "README.md", "LICENSE", "pyproject.toml", ".gitignore",
+                   ".ci"}
+
+
+def test_files_stay_short():
+    lines = {f: len((ROOT / f).read_text().splitlines()) for f in tracked() if f.endswith(".py")}
+    assert sum(n for f, n in lines.items() if f.startswith("arpg_mini/")) <= 2500
+    assert all(n <= 310 for f, n in lines.items() if f.startswith("arpg_mini/"))
+    assert all(lines[f] <= 250 for f in ("train_mini.py", "sample_mini.py"))
+    assert max(len(line) for f in lines if f.startswith("arpg_mini/")
+               for line in (ROOT / f).read_text().splitlines()) <= 125
