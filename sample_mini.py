@@ -27,8 +27,8 @@ def parse(arguments: list[str] | None = None):
                      help="sizes of the steps: arccos, cosine or constant")
     how.add_argument("--guidance", type=float,
                      help="strength of classifier-free guidance (default: the run's; 1: none)")
-    how.add_argument("--guidance-schedule", default="linear",
-                     help="linear (rises to --guidance) or constant")
+    how.add_argument("--guidance-schedule",
+                     help="linear (rises to --guidance) or constant (default: the run's)")
     how.add_argument("--temperature", type=float, default=1.0,
                      help="below 1 safer, above 1 wilder; 0: the likeliest id")
     how.add_argument("--top-k", type=int, default=0,
@@ -108,7 +108,7 @@ def draw(options, device) -> None:
     if not 1 <= steps <= n:
         raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
     settings = dict(steps=steps, schedule=options.schedule,
-                    guidance_schedule=options.guidance_schedule,
+                    guidance_schedule=options.guidance_schedule or saved["guidance_schedule"],
                     guidance=saved["guidance"] if options.guidance is None else options.guidance,
                     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
                     within_step=options.within_step)

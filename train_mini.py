@@ -164,7 +164,7 @@ def train(run: dict, options, device) -> None:
             checkpoint.save(out / "model.pt", "model", config=dataclasses.asdict(model.config),
                             model=model.state_dict(), ema=average.state_dict(), step=step,
                             optimizer=optimizer.state_dict(), classes=classes,
-                            guidance=run["guidance"])
+                            guidance=run["guidance"], guidance_schedule=run["guidance_schedule"])
 
     log = training.Log(out / "log.csv", start) if first else None
     every, save_every = max(1, config.steps // 60), options.save_every or max(1, config.steps // 10)
@@ -204,7 +204,8 @@ def finish(run: dict, options, model, tokenizer, held_out) -> None:
     counts = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
     rows = []
     for steps in counts:
-        ids = decode(model, labels, range(columns), steps=steps, guidance=run["guidance"])
+        ids = decode(model, labels, range(columns), steps=steps, guidance=run["guidance"],
+                     guidance_schedule=run["guidance_schedule"])
         pictures = images.to_uint8(tokenizer.decode(ids.view(-1, *model.config.grid)))
         rows.append(images.grid(pictures, columns, zoom=max(1, 64 // pictures.shape[1])))
     captions = [f"{c} step{'s' * (c > 1)}" for c in counts]

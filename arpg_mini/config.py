@@ -122,7 +122,8 @@ class Preset:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mirror: bool = False                    # encode mirror images too: two views of each picture
-    guidance: float = 2.0                   # of the sample grids
+    guidance: float = 4.0                   # these two: how its samples are drawn by default
+    guidance_schedule: str = "linear"
 
 
 def _small_tokenizer(codebook_size: int) -> TokenizerConfig:
@@ -135,35 +136,36 @@ def presets() -> dict[str, Preset]:
     small = dict(dim=128, content_layers=3, query_layers=3, heads=4, ffn_hidden=256, dropout=0.0,
                  rope_base=10.0)
     paper = dict(vocab_size=16384, num_classes=1000, grid=(16, 16))
+    gentle = dict(guidance=2.0, guidance_schedule="constant")
     quick = dict(warmup=0.05, final_lr=4e-5, ema=0.998)
     return {
         # Two CPU cores, minutes.
         "shapes": Preset(
             "shapes", 24, ModelConfig(**small, vocab_size=64, num_classes=10, grid=(6, 6)),
-            _small_tokenizer(64), TrainConfig(**quick)),
+            _small_tokenizer(64), TrainConfig(**quick), **gentle),
         "fashion-mnist": Preset(
             "fashion-mnist", 28, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(7, 7)),
-            _small_tokenizer(256), TrainConfig(**quick, steps=2000)),
+            _small_tokenizer(256), TrainConfig(**quick, steps=2000), **gentle),
         "folder": Preset(
             "folder", 32, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(8, 8)),
-            _small_tokenizer(256), TrainConfig(**quick, steps=2000), mirror=True),
+            _small_tokenizer(256), TrainConfig(**quick, steps=2000), mirror=True, **gentle),
         # ImageNet-256 with the released tokenizer, 62 M parameters: one 24 GB GPU.
         "imagenet-s": Preset(
             "folder", 256, ModelConfig(dim=512, content_layers=7, query_layers=7, heads=8, **paper),
-            train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True, guidance=4.0),
+            train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True),
         # ImageNet-256 with the released tokenizer. Steps, batch and rates of the paper; GPUs.
         "arpg-l": Preset(
             "folder", 256,
             ModelConfig(dim=1024, content_layers=12, query_layers=12, heads=16, **paper),
-            train=TrainConfig(steps=500_000, batch_size=1024, lr=4e-4), mirror=True, guidance=4.0),
+            train=TrainConfig(steps=500_000, batch_size=1024, lr=4e-4), mirror=True),
         "arpg-xl": Preset(
             "folder", 256,
             ModelConfig(dim=1280, content_layers=18, query_layers=18, heads=20, **paper),
-            train=TrainConfig(steps=670_000, batch_size=768, lr=3e-4), mirror=True, guidance=4.0),
+            train=TrainConfig(steps=670_000, batch_size=768, lr=3e-4), mirror=True),
         "arpg-xxl": Preset(
             "folder", 256,
             ModelConfig(dim=1536, content_layers=24, query_layers=24, heads=24, **paper),
-            train=TrainConfig(steps=1_000_000, batch_size=512, lr=2e-4), mirror=True, guidance=4.0),
+            train=TrainConfig(steps=1_000_000, batch_size=512, lr=2e-4), mirror=True),
     }
 
 
@@ -210,6 +212,8 @@ def describe_run(options: argparse.Namespace) -> dict:
             raise UserError(f"{written}: the run in {options.out} was started with "
                             f"{place[inner or key]}; leave the flag out")
         place[inner or key] = str(value) if flag == "tokenizer" else value
+    if options.tokenizer and not options.tokenizer.is_file():
+        raise UserError(f"--tokenizer {options.tokenizer}: no such file")
     if run["model"]["dropout"] >= 1:
         raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
     if options.gpus > 0 and run["train"]["batch_size"] % options.gpus:

@@ -56,30 +56,27 @@ def _arc(start: float, end: float, radius: float = 1.0, points: int = 24) -> Poi
     return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
 
-def _star(tips: int, inner: float) -> Points:
-    angles = [math.pi * i / tips for i in range(2 * tips)]
-    return [((inner if i % 2 else 1) * math.sin(a), -(inner if i % 2 else 1) * math.cos(a))
-            for i, a in enumerate(angles)]
+def _cross(half: float, length: float = 1.0, turn: float = 0.0) -> Points:
+    corners = [(half, -length), (half, -half), (length, -half)]
+    turns = [(math.cos(a), math.sin(a)) for a in (turn + quarter * math.pi / 2 for quarter in range(4))]
+    return [(c * x - s * y, s * x + c * y) for c, s in turns for x, y in corners]
 
 
-def _cross(half: float) -> Points:
-    corner = [(half, -1), (half, -half), (1, -half)]
-    turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]                  # cosine and sine of quarter turns
-    return [(c * x - s * y, s * x + c * y) for c, s in turns for x, y in corner]
+def _box(left: float, top: float, right: float, bottom: float) -> Points:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 SHAPES = {
-    "circle": [(_arc(0, 360), 1)],
-    "ring": [(_arc(0, 360), 1), (_arc(0, 360, 0.5), 0)],
-    "triangle": [([(0, -1), (1, 0.85), (-1, 0.85)], 1)],
-    "square": [([(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)], 1)],
-    "bar": [([(-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)], 1)],
-    "cross": [(_cross(0.33), 1)],
-    "star": [(_star(4, 0.35), 1)],
-    "corner": [([(-0.9, -0.9), (-0.25, -0.9), (-0.25, 0.25), (0.9, 0.25), (0.9, 0.9),
-                 (-0.9, 0.9)], 1)],
-    "arrow": [([(1, 0), (0, -1), (0, -0.36), (-1, -0.36), (-1, 0.36), (0, 0.36), (0, 1)], 1)],
-    "half disc": [([(x, y + 0.5) for x, y in _arc(180, 360)], 1)],
+    "circle": [(_arc(0, 360, 0.72), 1)],
+    "ring": [(_arc(0, 360), 1), (_arc(0, 360, 0.55), 0)],
+    "triangle": [([(0, -1), (1, 0.9), (-1, 0.9)], 1)],
+    "square": [(_box(-0.97, -0.97, 0.97, 0.97), 1)],
+    "bar": [(_box(-1, -0.36, 1, 0.36), 1)],
+    "pole": [(_box(-0.36, -1, 0.36, 1), 1)],
+    "cross": [(_cross(0.3), 1)],
+    "saltire": [(_cross(0.375, 1.25, math.pi / 4), 1)],
+    "corner": [([(-1, -1), (-0.3, -1), (-0.3, 0.3), (1, 0.3), (1, 1), (-1, 1)], 1)],
+    "half disc": [(_arc(0, 180), 1)],
 }
 COLOURS = np.array([(230, 50, 50), (250, 200, 40), (50, 180, 75), (70, 200, 240), (50, 80, 220),
                     (210, 60, 200)], np.float32)

@@ -127,7 +127,7 @@ def steps_table(run: Path, count: int, guidance: float, judge: Classifier) -> No
     from .checkpoint import load_model, load_tokenizer
     from .decoding import decode
     from .images import to_uint8
-    model, _ = load_model(run / "model.pt")
+    model, saved = load_model(run / "model.pt")
     tokenizer, _ = load_tokenizer(run / "tokenizer.pt")
     real, real_labels = shapes(2000, seed=1)
     for name, score in tokenizer_scores(tokenizer, real, real_labels, judge).items():
@@ -142,9 +142,10 @@ def steps_table(run: Path, count: int, guidance: float, judge: Classifier) -> No
     labels, n = np.arange(count) % 10, model.config.grid[0] * model.config.grid[1]
     for steps in [2**i for i in range(n.bit_length()) if 2**i < n] + [n]:
         for within in ("block", "causal"):
-            ids = decode(model, labels, range(count), steps=steps, guidance=guidance,
-                         within_step=within).view(-1, *model.config.grid)
-            row(steps, within, to_uint8(tokenizer.decode(ids)), labels)
+            ids = decode(model, labels, range(count), steps=steps, within_step=within,
+                         guidance=guidance, guidance_schedule=saved["guidance_schedule"])
+            images = tokenizer.decode(ids.view(-1, *model.config.grid))
+            row(steps, within, to_uint8(images), labels)
 
 
 def main() -> int:

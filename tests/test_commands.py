@@ -134,7 +134,7 @@ def test_two_processes_train_as_one(finished, pictures, tmp_path):
     (["--dropout", "1"], "--dropout 1.0: must be 0 or more and below 1"),
     (["--lr", "nan"], "--lr nan"),
     (["--resume"], "--resume: .*config.json"),
-    (["--tokenizer", "/no/tokenizer.pt"], "/no/tokenizer.pt: no such file"),
+    (["--tokenizer", "/no/tokenizer.pt"], "--tokenizer /no/tokenizer.pt: no such file"),
 ])
 def test_mistakes_in_training_end_in_one_line(arguments, says, tmp_path):
     done = run("train_mini.py", "--out", tmp_path / "x", *arguments, cwd=tmp_path, code=2)
