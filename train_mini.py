@@ -207,7 +207,7 @@ def finish(run: dict, options, model, tokenizer, held_out) -> None:
         ids = decode(model, labels, range(columns), steps=steps, guidance=run["guidance"],
                      guidance_schedule=run["guidance_schedule"])
         pictures = images.to_uint8(tokenizer.decode(ids.view(-1, *model.config.grid)))
-        rows.append(images.grid(pictures, columns, zoom=max(1, 64 // pictures.shape[1])))
+        rows.append(images.grid(pictures, columns, zoom=max(1, 96 // pictures.shape[1])))
     captions = [f"{c} step{'s' * (c > 1)}" for c in counts]
     images.save_png(options.out / "samples.png", images.captioned(rows, captions))
     print(f"{options.out / 'samples.png'}: the same {columns} pictures in "

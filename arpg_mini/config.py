@@ -134,15 +134,15 @@ def _small_tokenizer(codebook_size: int) -> TokenizerConfig:
 def presets() -> dict[str, Preset]:
     """The named runs, made anew at each call so that nobody changes another's."""
     small = dict(dim=128, content_layers=3, query_layers=3, heads=4, ffn_hidden=256, dropout=0.0,
-                 rope_base=10.0)
+                 rope_base=100.0)
     paper = dict(vocab_size=16384, num_classes=1000, grid=(16, 16))
     gentle = dict(guidance=2.0, guidance_schedule="constant")
     quick = dict(warmup=0.05, final_lr=4e-5, ema=0.998)
     return {
         # Two CPU cores, minutes.
         "shapes": Preset(
-            "shapes", 24, ModelConfig(**small, vocab_size=64, num_classes=10, grid=(6, 6)),
-            _small_tokenizer(64), TrainConfig(**quick), **gentle),
+            "shapes", 24, ModelConfig(**small, vocab_size=48, num_classes=10, grid=(6, 6)),
+            _small_tokenizer(48), TrainConfig(**quick, steps=4000, lr=2.5e-3, tokenizer_steps=600), **gentle),
         "fashion-mnist": Preset(
             "fashion-mnist", 28, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(7, 7)),
             _small_tokenizer(256), TrainConfig(**quick, steps=2000), **gentle),

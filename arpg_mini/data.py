@@ -40,13 +40,14 @@ class Pictures:
         return indices, self.images[indices]
 
 
-# The built-in shapes. Each is drawn as polygons around (0, 0) within the unit circle or square,
-# filled (1) or cut out (0); x runs right, y down.
+# The built-in shapes: a window onto an endless pattern of one shape. Endless, because ARPG knows only
+# how far apart tokens are (see `attention.rotary_table`): of a lone shape that must stand in the
+# middle it would have to guess the first tokens, not knowing where the middle is.
+# Each shape is polygons around (0, 0), about 1 in radius, filled (1) or cut out (0); y runs down.
 
-SIDE, SUPERSAMPLE = 24, 8
-RADIUS, JITTER_SIZE = 10.0, 0.03            # pixels; and the share it varies by, down from RADIUS
-JITTER_PLACE, JITTER_ANGLE = 0.25, math.radians(3)   # pixels and radians, either way
-
+SIDE, PERIOD, CELL, SUPERSAMPLE = 24, 16, 4, 8   # pixels; the window moves by whole cells
+RADIUS, JITTER_SIZE = 7.7, 0.02             # pixels; and the share it varies by, down from RADIUS
+JITTER_PLACE, JITTER_ANGLE = 0.2, math.radians(2)   # pixels and radians, either way
 
 Points = list[tuple[float, float]]
 
@@ -58,8 +59,9 @@ def _arc(start: float, end: float, radius: float = 1.0, points: int = 24) -> Poi
 
 def _cross(half: float, length: float = 1.0, turn: float = 0.0) -> Points:
     corners = [(half, -length), (half, -half), (length, -half)]
-    turns = [(math.cos(a), math.sin(a)) for a in (turn + quarter * math.pi / 2 for quarter in range(4))]
-    return [(c * x - s * y, s * x + c * y) for c, s in turns for x, y in corners]
+    turns = [turn + quarter * math.pi / 2 for quarter in range(4)]
+    return [(math.cos(a) * x - math.sin(a) * y, math.sin(a) * x + math.cos(a) * y)
+            for a in turns for x, y in corners]
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> Points:
@@ -89,15 +91,18 @@ def draw_shape(seed: int, index: int) -> tuple[np.ndarray, int]:
     label, colour, ground = (int(rng.integers(len(k))) for k in (SHAPES, COLOURS, GROUNDS))
     jitter_x, jitter_y, jitter_size, jitter_angle = rng.uniform(-1, 1, 4)
     radius = RADIUS * (1 - JITTER_SIZE + JITTER_SIZE * jitter_size)
-    x0, y0 = SIDE / 2 + JITTER_PLACE * jitter_x, SIDE / 2 + JITTER_PLACE * jitter_y
+    column, row = CELL * rng.integers(PERIOD // CELL, size=2)
+    x0, y0 = column + JITTER_PLACE * jitter_x, row + JITTER_PLACE * jitter_y
     cos, sin = math.cos(jitter_angle * JITTER_ANGLE), math.sin(jitter_angle * JITTER_ANGLE)
     mask = Image.new("L", (SIDE * SUPERSAMPLE, SIDE * SUPERSAMPLE))
     canvas = ImageDraw.Draw(mask)
     for polygon, fill in list(SHAPES.values())[label]:
         turned = [(x * cos - y * sin, x * sin + y * cos) for x, y in polygon]
         corners = [(x0 + radius * x, y0 + radius * y) for x, y in turned]
-        canvas.polygon([(SUPERSAMPLE * x - 0.5, SUPERSAMPLE * y - 0.5) for x, y in corners],
-                       fill=255 * fill)
+        for right in range(-PERIOD, SIDE + PERIOD, PERIOD):
+            for down in range(-PERIOD, SIDE + PERIOD, PERIOD):
+                canvas.polygon([(SUPERSAMPLE * (x + right) - 0.5, SUPERSAMPLE * (y + down) - 0.5)
+                                for x, y in corners], fill=255 * fill)
     alpha = np.asarray(mask.reduce(SUPERSAMPLE), np.float32)[..., None] / 255
     return (COLOURS[colour] * alpha + GROUNDS[ground] * (1 - alpha) + 0.5).astype(np.uint8), label
 
@@ -113,7 +118,7 @@ def shapes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shapes_pictures(count: int, seed: int) -> Pictures:
-    return Pictures(*shapes(count, seed), list(SHAPES), f"shapes 1 {count} {seed}")
+    return Pictures(*shapes(count, seed), list(SHAPES), f"shapes 2 {count} {seed}")
 
 
 # Fashion-MNIST. The checksums are of the unpacked files: repacking changes the others.

@@ -35,13 +35,14 @@ def palette_counts(images: np.ndarray, tolerance: float = 60.0) -> np.ndarray:
 def colour_coherence(images: np.ndarray) -> np.ndarray:
     """(n,) bool: is the foreground one palette colour, on one ground?
 
-    True if at least 8 pixels are of a palette colour, 90 % of those of the same one, and of the
-    ground's pixels 95 % of the same ground.
+    True if half of all pixels are near the palette and at least 8 of them are of a colour, 90 % of
+    those of the same one, and 95 % of the ground's pixels of the same ground.
     """
     counts = palette_counts(images)
+    clear = counts.sum(1) >= 0.5 * images.shape[1] * images.shape[2]
     colours, grounds = counts[:, :len(COLOURS)], counts[:, len(COLOURS):]
     one_colour = (colours.sum(1) >= 8) & (colours.max(1) >= 0.9 * colours.sum(1))
-    return one_colour & (grounds.max(1) >= 0.95 * grounds.sum(1))
+    return clear & one_colour & (grounds.max(1) >= 0.95 * grounds.sum(1))
 
 
 def dominant_colour(images: np.ndarray) -> np.ndarray:
@@ -52,12 +53,11 @@ def dominant_colour(images: np.ndarray) -> np.ndarray:
 class Classifier(nn.Sequential):
     """A small convolutional classifier: (n, 3, side, side) in [-1, 1] -> (n, classes) logits."""
 
-    def __init__(self, classes: int, side: int):
-        cells = (-(-side // 4)) ** 2
+    def __init__(self, classes: int):
         super().__init__(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(),
                          nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),
-                         nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(),
-                         nn.Flatten(), nn.Linear(64 * cells, classes))
+                         nn.Conv2d(64, 128, 3, 1, 1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
     @torch.no_grad()
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -76,8 +76,8 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, steps: int = 600, s
     """
     torch.manual_seed(seed)
     rng, side = np.random.default_rng(seed), images.shape[1]
-    model = Classifier(int(labels.max()) + 1, side)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model = Classifier(int(labels.max()) + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in tqdm(range(steps), "classifier", leave=False):
         rows, others = rng.integers(len(labels), size=(2, 128))
         cells = rng.random((128, -(-side // cell), -(-side // cell))) < blemish

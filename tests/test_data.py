@@ -26,12 +26,20 @@ def test_a_shape_is_a_function_of_seed_and_index():
 
 def test_classes_colours_and_grounds_are_balanced_and_independent():
     """4,000 pictures: each class-colour pair within five standard deviations of one in sixty."""
-    from arpg_mini.evaluation import dominant_colour
+    from arpg_mini.evaluation import dominant_colour, palette_counts
     images, labels = data.shapes(4000, seed=2)
     counts = np.histogram2d(labels, dominant_colour(images), bins=[range(11), range(7)])[0]
     assert abs(counts - 4000 / 60).max() < 5 * (4000 / 60) ** 0.5
-    light = images[:, 0, 0].mean(-1) > 128
+    light = palette_counts(images)[:, 7] > palette_counts(images)[:, 6]
     assert abs(light.mean() - 0.5) < 0.04
+
+
+def test_the_pattern_repeats_beyond_the_window():
+    """Broken if the pattern stopped at an edge: what is a period to the right and below is the same."""
+    images, _ = data.shapes(50, seed=3)
+    p = data.PERIOD
+    assert (images[:, :, p:] == images[:, :, :-p]).all()
+    assert (images[:, p:] == images[:, :-p]).all()
 
 
 def write_idx(folder, name, array):
