@@ -179,12 +179,12 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     if ((labels < 0) | (labels > model.null_label)).any():
         raise ValueError(f"labels {labels.tolist()}: must be 0 to {model.null_label}")
     orders = (random_orders(seeds, n) if settings.orders is None
-              else torch.as_tensor(settings.orders).cpu())
+              else torch.as_tensor(settings.orders).cpu().long())
     orders = orders.expand(batch, n)
     if not torch.equal(orders.sort(-1).values, torch.arange(n).expand(batch, n)):
         raise ValueError(f"orders: each must be a permutation of 0..{n - 1}")
-    ids = torch.full((n,), -1) if settings.known is None else torch.as_tensor(settings.known).cpu()
-    ids = ids.expand(batch, n).clone()
+    known = torch.full((n,), -1) if settings.known is None else torch.as_tensor(settings.known)
+    ids = known.cpu().long().expand(batch, n).clone()
     is_known = ids[0] >= 0
     if not torch.equal(ids >= 0, is_known.expand(batch, n)):
         raise ValueError("known: the same positions must be known (not -1) in the whole batch")

@@ -6,15 +6,18 @@ that what runs on eight GPUs can be tested on a laptop.
 """
 
 import os
+import signal
 import socket
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from .config import UserError
+from .config import UserError, complain
 
 
 def pick_device(name: str | None) -> str:
@@ -45,13 +48,23 @@ def launch(main, gpus: int, device: str, *arguments) -> None:
         port = probe.getsockname()[1]
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(gpus),
                       OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // gpus)))
-    mp.spawn(_spawned, args=(main, device, *arguments), nprocs=gpus)
+    processes = mp.spawn(_spawned, args=(main, device, *arguments), nprocs=gpus, join=False)
+    for number in (signal.SIGINT, signal.SIGTERM):  # each process decides what to do about it
+        signal.signal(number, lambda n, _: [os.kill(pid, n) for pid in processes.pids()])
+    try:
+        while not processes.join():
+            pass
+    except mp.ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from None
 
 
 def _spawned(rank: int, main, device: str, *arguments) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    _member(rank, main, device, *arguments)
+    try:
+        _member(rank, main, device, *arguments)
+    except UserError as error:
+        sys.exit(complain(Path(sys.argv[0]).name, error))
 
 
 def _member(local_rank: int, main, device: str, *arguments) -> None:

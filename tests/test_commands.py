@@ -122,6 +122,27 @@ def test_two_processes_train_as_one(finished, pictures, tmp_path):
     assert np.abs(curves[0] - curves[1]).max() < 1e-4
 
 
+def test_two_processes_stop_together_and_say_mistakes_in_one_line(finished, pictures, tmp_path):
+    out, _ = finished
+    command = [sys.executable, str(ROOT / "train_mini.py"), "--data", str(pictures), "--side", "16",
+               "--steps", "4000", "--batch-size", "8", "--out", str(tmp_path / "two"), "--gpus", "2",
+               "--device", "cpu", "--tokenizer", str(out / "tokenizer.pt")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "two" / "log.csv"
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said and said.count("stopped by a signal") == 1
+    assert weights(tmp_path / "two")["step"] > 0
+    done = run("sample_mini.py", out, "--steps", 17, "--gpus", 2, "--device", "cpu", code=2,
+               cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "sample_mini.py: error: --steps 17: these images have 16 tokens" in done.stderr
+
+
 @pytest.mark.parametrize("arguments, says", [
     (["--preset", "huge"], "--preset huge: must be one of shapes"),
     (["--data", "/no/such"], "--data /no/such: no such folder"),

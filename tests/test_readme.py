@@ -70,7 +70,7 @@ def test_the_layout_holds_nothing_else():
 def test_files_stay_short():
     lines = {f: len((ROOT / f).read_text().splitlines()) for f in tracked() if f.endswith(".py")}
     assert sum(n for f, n in lines.items() if f.startswith("arpg_mini/")) <= 2500
-    assert all(n <= 310 for f, n in lines.items() if f.startswith("arpg_mini/"))
+    assert all(n <= 340 for f, n in lines.items() if f.startswith("arpg_mini/"))
     assert all(lines[f] <= 250 for f in ("train_mini.py", "sample_mini.py"))
     assert max(len(line) for f in lines if f.startswith("arpg_mini/")
                for line in (ROOT / f).read_text().splitlines()) <= 100
