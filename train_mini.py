@@ -113,6 +113,11 @@ def get_ids(run: dict, options, stop, device) -> None:
     _, sample = pictures.load(range(min(64, len(pictures))))
     if not len(sample):
         raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are those after it")
+    stride = (checkpoint.load_tokenizer(Path(run["tokenizer_file"]))[0].config
+              if run["tokenizer_file"] else TokenizerConfig(**run["tokenizer"])).stride
+    if sample.shape[1] % stride:
+        raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
+                        f"{stride}")
     run["classes"], run["model"]["num_classes"] = pictures.classes, len(pictures.classes)
     if not (out / "config.json").exists():
         out.mkdir(parents=True, exist_ok=True)

@@ -142,7 +142,8 @@ def presets() -> dict[str, Preset]:
         # Two CPU cores, minutes.
         "shapes": Preset(
             "shapes", 24, ModelConfig(**small, vocab_size=48, num_classes=10, grid=(6, 6)),
-            _small_tokenizer(48), TrainConfig(**quick, steps=4000, lr=2.5e-3, tokenizer_steps=600), **gentle),
+            _small_tokenizer(48),
+            TrainConfig(**quick, steps=4000, lr=2.5e-3, tokenizer_steps=600), **gentle),
         "fashion-mnist": Preset(
             "fashion-mnist", 28, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(7, 7)),
             _small_tokenizer(256), TrainConfig(**quick, steps=2000), **gentle),
@@ -195,6 +196,8 @@ def describe_run(options: argparse.Namespace) -> dict:
             run = json.loads(stored.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"--resume: {stored}: no run to go on with ({error})") from None
+        if not isinstance(run, dict) or not run.keys() >= asdict(known["shapes"]).keys():
+            raise UserError(f"--resume: {stored}: not the description of a run")
     elif stored.exists():
         raise UserError(f"--out {options.out}: already holds a run; add --resume to go on with it, "
                         "or name another folder")
@@ -214,6 +217,8 @@ def describe_run(options: argparse.Namespace) -> dict:
         place[inner or key] = str(value) if flag == "tokenizer" else value
     if options.tokenizer and not options.tokenizer.is_file():
         raise UserError(f"--tokenizer {options.tokenizer}: no such file")
+    if run["tokenizer"]["channels"] == TokenizerConfig.channels and not run["tokenizer_file"]:
+        raise UserError(f"--preset {run['preset']}: needs a trained tokenizer, --tokenizer FILE")
     if run["model"]["dropout"] >= 1:
         raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
     if options.gpus > 0 and run["train"]["batch_size"] % options.gpus:

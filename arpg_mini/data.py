@@ -40,9 +40,9 @@ class Pictures:
         return indices, self.images[indices]
 
 
-# The built-in shapes: a window onto an endless pattern of one shape. Endless, because ARPG knows only
-# how far apart tokens are (see `attention.rotary_table`): of a lone shape that must stand in the
-# middle it would have to guess the first tokens, not knowing where the middle is.
+# The built-in shapes: a window onto an endless pattern of one shape. Endless, because ARPG knows
+# only how far apart tokens are (see `attention.rotary_table`): of a lone shape that must stand in
+# the middle it would have to guess the first tokens, not knowing where the middle is.
 # Each shape is polygons around (0, 0), about 1 in radius, filled (1) or cut out (0); y runs down.
 
 SIDE, PERIOD, CELL, SUPERSAMPLE = 24, 16, 4, 8   # pixels; the window moves by whole cells

@@ -125,8 +125,8 @@ def test_two_processes_train_as_one(finished, pictures, tmp_path):
 def test_two_processes_stop_together_and_say_mistakes_in_one_line(finished, pictures, tmp_path):
     out, _ = finished
     command = [sys.executable, str(ROOT / "train_mini.py"), "--data", str(pictures), "--side", "16",
-               "--steps", "4000", "--batch-size", "8", "--out", str(tmp_path / "two"), "--gpus", "2",
-               "--device", "cpu", "--tokenizer", str(out / "tokenizer.pt")]
+               "--steps", "4000", "--batch-size", "8", "--out", str(tmp_path / "two"),
+               "--gpus", "2", "--device", "cpu", "--tokenizer", str(out / "tokenizer.pt")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "two" / "log.csv"
     while not log.exists() or len(log.read_text().splitlines()) < 2:
@@ -155,6 +155,7 @@ def test_two_processes_stop_together_and_say_mistakes_in_one_line(finished, pict
     (["--dropout", "1"], "--dropout 1.0: must be 0 or more and below 1"),
     (["--lr", "nan"], "--lr nan"),
     (["--resume"], "--resume: .*config.json"),
+    (["--preset", "arpg-l", "--data", "."], "--preset arpg-l: needs a trained tokenizer"),
     (["--tokenizer", "/no/tokenizer.pt"], "--tokenizer /no/tokenizer.pt: no such file"),
 ])
 def test_mistakes_in_training_end_in_one_line(arguments, says, tmp_path):
@@ -178,6 +179,12 @@ def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, tmp_pat
     done = run("sample_mini.py", finished[0], *arguments, cwd=tmp_path, code=2)
     assert done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_a_side_that_does_not_fit_is_told_before_anything_is_written(pictures, tmp_path):
+    done = run("train_mini.py", "--data", pictures, "--side", 18, "--out", tmp_path / "x", code=2)
+    assert "--side 18: must be a multiple of the tokenizer's stride, 4" in done.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_other_peoples_folders_are_refused_and_unharmed(finished, tmp_path):

@@ -35,7 +35,7 @@ def test_classes_colours_and_grounds_are_balanced_and_independent():
 
 
 def test_the_pattern_repeats_beyond_the_window():
-    """Broken if the pattern stopped at an edge: what is a period to the right and below is the same."""
+    """Broken if the pattern stopped at an edge: what is a period further on is the same."""
     images, _ = data.shapes(50, seed=3)
     p = data.PERIOD
     assert (images[:, :, p:] == images[:, :, :-p]).all()
