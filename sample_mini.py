@@ -69,6 +69,8 @@ def check(options) -> None:
         raise UserError(f"--count {options.count}: more than 2000 do not fit a grid; use --npz "
                         "FILE without --out")
     for flag, file in (("--out", options.out), ("--gif", options.gif), ("--npz", options.npz)):
+        if file and file.is_dir():
+            raise UserError(f"{flag} {file}: is a folder, not a file")
         if file and not file.parent.is_dir():
             raise UserError(f"{flag} {file}: no such folder as {file.parent}")
 
@@ -81,7 +83,7 @@ def pick_classes(text: str | None, names: list[str]) -> list[int]:
     for word in text.split(","):
         if word.strip() in names:
             picked.append(names.index(word.strip()))
-        elif word.strip().isdigit() and int(word) < len(names):
+        elif word.strip().isdecimal() and int(word) < len(names):
             picked.append(int(word))
         else:
             known = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
@@ -104,7 +106,7 @@ def draw(options, device) -> None:
     model.to(device), tokenizer.to(device)
     grid, classes = model.config.grid, pick_classes(options.classes, saved["classes"])
     n = grid[0] * grid[1]
-    steps = options.steps or max(1, n // 4)
+    steps = max(1, n // 4) if options.steps is None else options.steps
     if not 1 <= steps <= n:
         raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
     settings = dict(steps=steps, schedule=options.schedule,

@@ -72,9 +72,12 @@ def get_tokenizer(run: dict, out: Path, pictures, options, stop, device):
     from arpg_mini.tokenizer import VQTokenizer
     path, config = out / "tokenizer.pt", TrainConfig(**run["train"])
     if run["tokenizer_file"]:
-        tokenizer, _ = checkpoint.load_tokenizer(Path(run["tokenizer_file"]))
-        checkpoint.save_tokenizer(path, tokenizer, step=0, steps=0)
-        return tokenizer.to(device)
+        if not path.exists():
+            tokenizer, saved = checkpoint.load_tokenizer(Path(run["tokenizer_file"]))
+            if saved["step"] < saved["steps"]:
+                raise UserError(f"--tokenizer {run['tokenizer_file']}: is only half trained")
+            checkpoint.save_tokenizer(path, tokenizer, step=saved["step"], steps=saved["steps"])
+        return checkpoint.load_tokenizer(path)[0].to(device)
     torch.manual_seed(run["seed"])
     tokenizer, start, state = VQTokenizer(TokenizerConfig(**run["tokenizer"])), 0, None
     if path.exists():
@@ -112,12 +115,16 @@ def get_ids(run: dict, options, stop, device) -> None:
     pictures, held_out = load_pictures(run)
     _, sample = pictures.load(range(min(64, len(pictures))))
     if not len(sample):
-        raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are those after it")
-    stride = (checkpoint.load_tokenizer(Path(run["tokenizer_file"]))[0].config
-              if run["tokenizer_file"] else TokenizerConfig(**run["tokenizer"])).stride
+        raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
+    stride = TokenizerConfig(**run["tokenizer"]).stride
+    if run["tokenizer_file"] and not options.resume:
+        stride = checkpoint.load_tokenizer(Path(run["tokenizer_file"]))[0].config.stride
     if sample.shape[1] % stride:
         raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
                         f"{stride}")
+    if run.get("classes", pictures.classes) != pictures.classes:
+        raise UserError(f"--data {run['data']}: its classes are no longer those that the run in "
+                        f"{out} was started with")
     run["classes"], run["model"]["num_classes"] = pictures.classes, len(pictures.classes)
     if not (out / "config.json").exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -179,19 +186,22 @@ def train(run: dict, options, device) -> None:
     losses, since = [], time.perf_counter()
     for step, result in enumerate(bar, start + 1):
         last, stopping = step == config.steps, distributed.any_process(bool(stop.signal), device)
-        losses.append(distributed.mean(result["loss"]) if step % every == 0 else result["loss"])
-        if (step % every == 0 or last) and first:
+        losses.append(result["loss"])
+        due_row = step % every == 0 or last
+        loss = distributed.mean(torch.stack(losses).mean()).item() if due_row else None
+        if due_row and first:
             rate = len(losses) * config.batch_size / (time.perf_counter() - since)
-            loss = torch.stack(losses).mean().item()
             due = last or step % (10 * every) == 0
             val = training.validation_loss(average, held_out, seed) if due else ""
             log.row(step=step, epoch=step * config.batch_size / len(ids), train_loss=loss,
                     val_loss=val, lr=result["lr"], images_per_second=rate)
             bar.set_postfix(loss=f"{loss:.3f}", **({"val": f"{val:.3f}"} if due else {}))
+        if due_row:
             losses, since = [], time.perf_counter()
         if last or stopping or step % save_every == 0:
             save(step)
         if stopping:
+            distributed.barrier()              # nobody leaves before the first has saved
             raise SystemExit(leave(out, step, stop) if first else 128 + stop.signal)
     if first:
         finish(run, options, average, tokenizer.to(device), held_out)

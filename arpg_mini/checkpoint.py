@@ -27,7 +27,7 @@ def write_whole(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
         raise UserError(f"{path}: can't be written ({error})") from error
     finally:
         part.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -221,9 +222,12 @@ def describe_run(options: argparse.Namespace) -> dict:
         raise UserError(f"--preset {run['preset']}: needs a trained tokenizer, --tokenizer FILE")
     if run["model"]["dropout"] >= 1:
         raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
-    if options.gpus > 0 and run["train"]["batch_size"] % options.gpus:
+    processes = int(os.environ.get("WORLD_SIZE", options.gpus))  # torchrun's, if it started us
+    if processes > 0 and run["train"]["batch_size"] % processes:
         raise UserError(f"--batch-size {run['train']['batch_size']}: must be a multiple of "
-                        f"--gpus {options.gpus}")
+                        f"--gpus {processes}")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: is no folder")
     if options.save_every is not None and options.save_every < 1:
         raise UserError(f"--save-every {options.save_every}: must be 1 or more")
     return run

@@ -227,7 +227,7 @@ class FolderPictures(Pictures):
         digest = hashlib.sha256(f"folder 1 {side}".encode())
         for file, label in files:
             stat = (root / file).stat()
-            digest.update(f"\n{file} {label} {stat.st_size} {stat.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"\n{file} {label} {stat.st_size} {stat.st_mtime_ns}"))
         labels = np.array([label for _, label in files], np.int64)
         super().__init__(np.empty(0), labels, classes, digest.hexdigest())
 
@@ -264,16 +264,19 @@ def folder_pictures(root: Path, side: int) -> tuple[FolderPictures, FolderPictur
     def listing(folder: Path) -> list[tuple[str, int]]:
         return [(str(f.relative_to(folder)), label) for label, name in enumerate(classes)
                 for f in sorted((folder / name).rglob("*"))
-                if f.suffix.lower() in SUFFIXES and f.is_file()]
+                if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()]
 
     files = listing(base)
     if len(files) < 2:
         raise UserError(f"--data {root}: has {len(files)} pictures in class folders "
                         f"({', '.join(sorted(s[1:] for s in SUFFIXES))}); at least 2 are needed")
     if split:
+        held_out = listing(root / "val")
+        if not held_out:
+            raise UserError(f"--data {root}: val has no pictures in folders named as train's")
         return FolderPictures(files, base, classes, side), \
-            FolderPictures(listing(root / "val"), root / "val", classes, side)
-    marks = [int(hashlib.sha256(f.encode()).hexdigest()[:8], 16) for f, _ in files]
+            FolderPictures(held_out, root / "val", classes, side)
+    marks = [int(hashlib.sha256(os.fsencode(f)).hexdigest()[:8], 16) for f, _ in files]
     out = {i for i, mark in enumerate(marks) if mark % 20 == 0} or {int(np.argmin(marks))}
     if len(out) == len(files):
         out.pop()

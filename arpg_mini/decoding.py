@@ -148,8 +148,10 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: must be one of "
                                  f"{', '.join(allowed)}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature {self.temperature}: must be 0 or more")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance {self.guidance}: must be a finite number")
+        if self.temperature != 0 and not 1e-4 <= self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature}: must be 0, or 0.0001 or more")
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k}: must be 0 (all) or more")
         if not 0 < self.top_p <= 1:

@@ -37,7 +37,7 @@ def launch(main, gpus: int, device: str, *arguments) -> None:
     started us)."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be 1 or more")
-    if "RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ:
         return _member(int(os.environ["LOCAL_RANK"]), main, device, *arguments)
     if device == "cuda" and gpus > torch.cuda.device_count():
         raise UserError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()}")

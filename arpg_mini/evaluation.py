@@ -9,6 +9,7 @@ can read the one and a count of palette pixels the other, on generated pictures 
 
 import sys
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,9 +28,11 @@ def palette_counts(images: np.ndarray, tolerance: float = 60.0) -> np.ndarray:
     Near is within `tolerance` (Euclidean, of 0..255). Any two entries are further apart than twice
     that, so no pixel counts twice; blends at edges count nowhere.
     """
-    palette = np.concatenate([COLOURS, GROUNDS])
-    pixels = images.reshape(len(images), -1, 1, 3).astype(np.float32)
-    return (np.linalg.norm(pixels - palette, axis=-1) < tolerance).sum(axis=1)
+    palette, counts = np.concatenate([COLOURS, GROUNDS]), []
+    for image in images:
+        apart = np.linalg.norm(image.reshape(-1, 1, 3).astype(np.float32) - palette, axis=-1)
+        counts.append((apart < tolerance).sum(axis=0))
+    return np.array(counts).reshape(len(images), len(palette))
 
 
 def colour_coherence(images: np.ndarray) -> np.ndarray:
@@ -161,7 +164,7 @@ def main() -> int:
         try:
             with np.load(options.what) as file:
                 images, labels = file["arr_0"], file["arr_1"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise UserError(f"{options.what}: no .npz with arr_0 and arr_1 ({error})") from None
         judge, (real, real_labels) = shapes_classifier(), shapes(2000, seed=1)
         made, held = shapes_scores(images, labels, judge), shapes_scores(real, real_labels, judge)

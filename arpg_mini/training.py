@@ -215,4 +215,9 @@ class Stop:
     def __init__(self):
         self.signal = 0
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda n, _: setattr(self, "signal", n))
+            signal.signal(number, self.remember)
+
+    def remember(self, number: int, frame) -> None:
+        """A second signal ends the program at once."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
