@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from arpg_mini import data, evaluation
+from arpg_mini import data, evaluation, training
+from arpg_mini.config import presets
+from arpg_mini.tokenizer import VQTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,18 @@ def test_the_dominant_colour_is_the_drawn_one():
         rng = np.random.default_rng([9, index])
         _, colour = rng.integers(10), rng.integers(6)
         assert evaluation.dominant_colour(data.draw_shape(9, index)[0][None])[0] == colour
+
+
+@pytest.mark.slow
+def test_the_default_tokenizer_keeps_class_and_colour(judge):
+    """The default run's tokenizer, trained here: its codebook is used and its pictures are readable."""
+    preset = presets()["shapes"]
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(preset.tokenizer)
+    optimizer = training.make_optimizer(tokenizer, 0.0, preset.train.betas)
+    pictures = data.shapes_pictures(10_000, 0)
+    for _ in training.train_tokenizer(tokenizer, pictures, preset.train, 0, optimizer):
+        pass
+    scores = evaluation.tokenizer_scores(tokenizer.eval(), *data.shapes(2000, seed=1), judge)
+    assert scores["codebook in use"] >= 0.75 and scores["PSNR"] > 22
+    assert scores["class still read"] >= 0.975 and scores["colour still read"] >= 0.98, scores
