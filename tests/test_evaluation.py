@@ -62,7 +62,7 @@ def test_the_dominant_colour_is_the_drawn_one():
 
 @pytest.mark.slow
 def test_the_default_tokenizer_keeps_class_and_colour(judge):
-    """The default run's tokenizer, trained here: its codebook is used and its pictures are readable."""
+    """The default run's tokenizer, trained here: its codebook is used, its pictures readable."""
     preset = presets()["shapes"]
     torch.manual_seed(0)
     tokenizer = VQTokenizer(preset.tokenizer)
