@@ -105,13 +105,6 @@ def test_a_truncated_idx_file_is_named(fashion):
         data.fashion_pictures("t10k", fashion)
 
 
-@pytest.mark.skipif(not data.FASHION_FOLDERS[0].exists(), reason="needs the real files")
-def test_the_real_fashion_mnist():
-    pictures = data.fashion_pictures("t10k")
-    assert (pictures.images.shape == (10000, 28, 28, 3)
-            and np.bincount(pictures.labels).tolist() == [1000] * 10)
-
-
 def odd_folder(root):
     """Two classes of ordinary and odd files, three of them no pictures at all."""
     for name in ("a", "b"):
