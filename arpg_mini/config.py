@@ -151,11 +151,11 @@ def presets() -> dict[str, Preset]:
         "folder": Preset(
             "folder", 32, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(8, 8)),
             _small_tokenizer(256), TrainConfig(**quick, steps=2000), mirror=True, **gentle),
-        # ImageNet-256 with the released tokenizer, 62 M parameters: one 24 GB GPU.
+        # ImageNet-256 with a tokenizer of stride 16, 62 M parameters: one 24 GB GPU.
         "imagenet-s": Preset(
             "folder", 256, ModelConfig(dim=512, content_layers=7, query_layers=7, heads=8, **paper),
             train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True),
-        # ImageNet-256 with the released tokenizer. Steps, batch and rates of the paper; GPUs.
+        # ImageNet-256 with a tokenizer of stride 16. Steps, batch and rates of the paper; GPUs.
         "arpg-l": Preset(
             "folder", 256,
             ModelConfig(dim=1024, content_layers=12, query_layers=12, heads=16, **paper),

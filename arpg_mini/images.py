@@ -5,16 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .checkpoint import write_whole
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """(n, height, width, 3) uint8 -> (n, 3, height, width) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from arpg_mini import checkpoint, images
 from arpg_mini.config import UserError
+from arpg_mini.training import to_device
 
 
 def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path):
@@ -65,7 +66,7 @@ def test_fingerprints_tell_weights_apart():
 
 def test_pixels_survive_the_round_trip():
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
-    tensor = images.to_tensor(pixels)
+    tensor = to_device(pixels, torch.device("cpu"))
     assert tensor.min() == -1 and tensor.max() == 1 and (images.to_uint8(tensor) == pixels).all()
 
 
