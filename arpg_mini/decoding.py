@@ -130,7 +130,7 @@ class Settings:
     """How to decode; the keyword arguments of `decode` and its kin. ValueError names what can't
     be."""
 
-    steps: int = 64                  # T, 1 to the number of unknown positions
+    steps: int | Sequence[int] = 64  # T, 1 to the number of unknown positions; or the sizes, T ints
     schedule: str = "arccos"         # or "cosine", "constant": see `step_sizes`
     guidance: float = 4.0            # see `guide`; 1 costs no second half of the batch
     guidance_schedule: str = "linear"  # or "constant"
@@ -194,7 +194,12 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
         raise ValueError(f"known: id {ids.max()} is not below the vocabulary size "
                          f"{model.config.vocab_size}")
     orders = orders[~is_known[orders]].view(batch, -1)                      # (B, unknown)
-    sizes = step_sizes(orders.shape[1], settings.steps, settings.schedule) if orders.numel() else []
+    unknown, sizes = orders.shape[1], settings.steps
+    if isinstance(sizes, int):
+        sizes = step_sizes(unknown, sizes, settings.schedule) if unknown else []
+    if min(sizes, default=1) < 1 or sum(sizes) != unknown:
+        raise ValueError(f"steps {list(sizes)}: sizes must be 1 or more and sum to the {unknown} "
+                         "unknown positions")
     if settings.guidance != 1:
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     return Plan(ids.to(device), labels, is_known.nonzero()[:, 0].to(device), orders.to(device),

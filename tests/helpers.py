@@ -1,17 +1,16 @@
 """What several tests need: tiny models with weights large enough for mistakes to show."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from arpg_mini import ARPG, ModelConfig
+from tests.golden.recipe import tensor
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
 
 
 def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:
@@ -24,12 +23,25 @@ def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)
+        else:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
     return model
+
+
+class FakeIds:
+    """Twenty pictures of two views; view 1 of a picture is its view 0 plus one."""
+
+    def __init__(self, n=15):
+        first = np.random.default_rng(0).integers(0, 10, (20, 1, n))
+        self.ids = np.concatenate([first, first + 1], axis=1).astype(np.uint16)
+        self.labels = np.arange(20) % 3
+
+    def __len__(self):
+        return 20
 
 
 def golden(name: str) -> tuple[dict, dict, dict]:
     """A golden file: its arrays, its configuration, and the released names filled by the recipe."""
-    from recipe import tensor
     arrays = dict(np.load(GOLDEN / name))
     meta = json.loads(str(arrays.pop("meta")))
     state = {n: torch.from_numpy(np.asarray(tensor(n, tuple(shape), meta["config"]["salt"])))

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
 from PIL import Image
+
+from tests.helpers import ROOT
 
 TINY = ["--steps", "6", "--tokenizer-steps", "8", "--batch-size", "8"]
 

@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model
 from PIL import Image
 
 from arpg_mini import checkpoint, images
 from arpg_mini.config import UserError
 from arpg_mini.training import to_device
+from tests.helpers import tiny_model
 
 
 def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from helpers import GOLDEN, golden, golden_arpg
 
 from arpg_mini import TokenizerConfig, VQTokenizer
 from arpg_mini.decoding import decode, step_sizes
+from tests.helpers import GOLDEN, golden, golden_arpg
 
 SIZES = json.loads((GOLDEN / "step_sizes.json").read_text())
 RUNS = [f"{schedule}__{guidance}__{steps}" for schedule in ("arccos", "cosine")

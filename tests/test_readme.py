@@ -5,10 +5,10 @@ import shlex
 import subprocess
 
 import pytest
-from helpers import ROOT
 
 import sample_mini
 import train_mini
+from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
 

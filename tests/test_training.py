@@ -6,25 +6,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model
-from test_tokenizer import SMALL
 
 from arpg_mini import TokenizerConfig, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data import shapes_pictures
 from arpg_mini.tokenizer import VQTokenizer
-
-
-class FakeIds:
-    """Twenty pictures of two views; view 1 of a picture is its view 0 plus one."""
-
-    def __init__(self, n=15):
-        first = np.random.default_rng(0).integers(0, 10, (20, 1, n))
-        self.ids = np.concatenate([first, first + 1], axis=1).astype(np.uint16)
-        self.labels = np.arange(20) % 3
-
-    def __len__(self):
-        return 20
+from tests.helpers import FakeIds, tiny_model
+from tests.test_tokenizer import SMALL
 
 
 def test_an_epoch_visits_everything_once_in_its_own_order():

@@ -1,0 +1,204 @@
+"""What the properties quantify over: grids, orders, groupings into steps, whole decodes.
+
+`for_all(case=decodes())` reads "for all decodes". Every strategy shrinks towards what is easiest to
+follow by hand (two tokens, one layer, one head, one sample, raster order), so a failing property
+ends with the smallest decode that breaks it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from unittest.mock import patch
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arpg_mini import ARPG, decoding
+from tests.helpers import tiny_model
+
+V, C = 7, 3                                  # vocabulary and classes; label C means no class
+
+
+def for_all(examples: int = 100, **quantities):
+    """∀: a Hypothesis test over `quantities`, which keeps what it is made of for the mutants.
+
+    `examples` is scaled by the profile: five times as many with `--hypothesis-profile thorough`.
+    """
+    def decorate(claim: Callable) -> Callable:
+        many = max(1, examples * settings.default.max_examples // 100)
+        test = settings(max_examples=many, deadline=None)(given(**quantities)(claim))
+        test.claim, test.quantities, test.examples = claim, quantities, examples
+        return test
+    return decorate
+
+
+# Lists, smallest first, where all members shall be as likely: integers would mostly be small.
+# 1×n, n×1, prime numbers of tokens, more rows than columns and the other way round.
+grids = st.sampled_from([(1, 2), (2, 1), (1, 3), (2, 2), (1, 5), (2, 3), (3, 2), (1, 7), (7, 1),
+                         (3, 3), (2, 5), (5, 2), (3, 4), (4, 3), (1, 13), (3, 5)])
+layers = st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3]))   # content, query
+heads = st.sampled_from([1, 2, 3])
+head_widths = st.sampled_from([4, 8, 12])                    # K: two, four or six rotated pairs
+seeds = st.integers(0, 2**32)
+labels = st.integers(0, C)                                   # C: no class
+
+
+def permutations(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Orders: order[t] is the raster position decoded t-th."""
+    return st.permutations(range(n)).map(tuple)
+
+
+def compositions(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Groupings of n positions into steps, each of one or more: 1 step, n steps, and all between.
+
+    Between two neighbours there is a cut or there is none: 2^(n-1) groupings, bits of a number.
+    """
+    def sizes(cuts: int) -> tuple[int, ...]:
+        ends = [i + 1 for i in range(n) if cuts >> i & 1 or i == n - 1]
+        return tuple(b - a for a, b in zip([0] + ends, ends))
+    return st.integers(0, max(0, 2**(n - 1) - 1)).map(sizes) if n else st.just(())
+
+
+def partial_images(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Known ids, -1 where unknown: nothing, something, or everything known."""
+    def ids(unknowns: int):
+        one = st.sampled_from([-1] * unknowns + list(range(V)))
+        return st.lists(one, min_size=n, max_size=n).map(tuple)
+    nothing, everything, half, less = st.just((-1,) * n), ids(0), ids(V), ids(2 * V)
+    return st.sampled_from([nothing] * 4 + [half, less] * 3 + [everything]).flatmap(lambda s: s)
+
+
+@lru_cache(maxsize=200)
+def model_of(grid: tuple[int, int], layers: tuple[int, int], heads: int, head_width: int) -> ARPG:
+    """A small float64 model with weights of order one. Shared: leave it as it was."""
+    return tiny_model(grid=grid, content_layers=layers[0], query_layers=layers[1],
+                      heads=heads, dim=heads * head_width, vocab_size=V, num_classes=C)
+
+
+@dataclass(frozen=True, repr=False)
+class Decode:
+    """Everything a decode depends on; its model's weights follow from the sizes."""
+
+    grid: tuple[int, int]
+    layers: tuple[int, int]
+    heads: int
+    head_width: int
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    orders: tuple[tuple[int, ...], ...]          # one permutation a sample
+    sizes: tuple[int, ...]                       # unknown positions per step
+    within_step: str
+    guidance: float
+    guidance_schedule: str
+    known: tuple[int, ...]                       # -1 where unknown
+
+    def __repr__(self) -> str:
+        def run(numbers):
+            return " ".join(map(str, numbers))
+        model = f"{self.layers[0]}+{self.layers[1]} layers, {self.heads}×{self.head_width} wide"
+        orders = " / ".join(run(order) for order in self.orders)
+        classes = run("none" if y == C else y for y in self.labels)
+        known = ", ".join(f"{p}: {x}" for p, x in enumerate(self.known) if x >= 0)
+        parts = [f"grid {self.grid[0]}×{self.grid[1]}", model, f"class {classes}",
+                 f"seed {run(self.seeds)}", f"order {orders}",
+                 f"steps {'+'.join(map(str, self.sizes)) or 'none'}", self.within_step]
+        parts += [f"guidance {self.guidance} {self.guidance_schedule}"] * (self.guidance != 1)
+        return "; ".join(parts + [f"known {{{known}}}"] * bool(known))
+
+    def _repr_pretty_(self, printer, cycle):     # how Hypothesis prints it
+        printer.text(repr(self))
+
+    @property
+    def model(self) -> ARPG:
+        return model_of(self.grid, self.layers, self.heads, self.head_width)
+
+    @property
+    def unknown_orders(self) -> Tensor:
+        """(B, U) positions in the order they are decoded, known ones left out."""
+        return torch.tensor([[p for p in order if self.known[p] < 0] for order in self.orders])
+
+    @property
+    def settings(self) -> dict:
+        return dict(steps=list(self.sizes), orders=torch.tensor(self.orders),
+                    known=torch.tensor(self.known), grid=self.grid, within_step=self.within_step,
+                    guidance=self.guidance, guidance_schedule=self.guidance_schedule)
+
+    def with_(self, **changes) -> "Decode":
+        return replace(self, **changes)
+
+    def run(self, decoder: Callable, model: ARPG | None = None, **changes) -> "Trace":
+        return trace(decoder, model or self.model, self.labels, self.seeds,
+                     **self.settings | changes)
+
+    def step_of(self, t: int) -> int:
+        """The step, from 0, that decodes the t-th unknown position."""
+        return sum(end <= t for end in accumulate(self.sizes))
+
+    def query(self, b: int, t: int) -> str:
+        """In words: which query that is, and what it may read."""
+        start = sum(self.sizes[:self.step_of(t)])
+        order = self.unknown_orders[b].tolist()
+        may = ["class"] + [p for p, x in enumerate(self.known) if x >= 0] + order[:start]
+        return (f"sample {b}, step {self.step_of(t)}, query at position {order[t]} "
+                f"(it may read {', '.join(map(str, may))})")
+
+
+def a_decode(draw, *, one_a_step: bool = False, nothing_known: bool = False, guided=None,
+             batch: st.SearchStrategy[int] = st.sampled_from([1, 2, 3])) -> Decode:
+    grid = draw(grids)
+    n, b = grid[0] * grid[1], draw(batch)
+    known = (-1,) * n if nothing_known else draw(partial_images(n))
+    unknown = sum(x < 0 for x in known)
+    guidance = draw(st.sampled_from([1.0, 2.5, 7.0] if guided is None else
+                                    [2.5, 7.0] if guided else [1.0]))
+    return Decode(
+        grid=grid, layers=draw(layers), heads=draw(heads), head_width=draw(head_widths),
+        labels=draw(st.tuples(*[labels] * b)), seeds=draw(st.tuples(*[seeds] * b)),
+        orders=draw(st.tuples(*[permutations(n)] * b)),
+        sizes=(1,) * unknown if one_a_step else draw(compositions(unknown)),
+        within_step=draw(st.sampled_from(decoding.WITHIN_STEP)), guidance=guidance,
+        guidance_schedule=draw(st.sampled_from(decoding.GUIDANCE_SCHEDULES)), known=known)
+
+
+decodes = st.composite(a_decode)
+
+
+@dataclass
+class Trace:
+    """What a decode did, in the order it decoded: its U unknown positions' logits and noise."""
+
+    ids: Tensor                                  # (B, N)
+    logits: Tensor                               # (B, U, 1 or 2 with guidance, V)
+    noise: Tensor                                # (B, U)
+    share_done: list[float]                      # of each call of `sample`
+
+
+def trace(decoder: Callable, model: ARPG, labels, seeds, draws: Tensor | None = None,
+          **how) -> Trace:
+    """Run `decode` or `decode_sequential`, listening to what reaches `sample`.
+
+    `draws` (B, U): what `decode` shall draw, in its order, in place of what it would.
+    """
+    logits, noise, shares, true_sample = [], [], [], decoding.sample
+
+    def listen(given_logits, given_noise, share_done, settings):
+        b, t = given_noise.shape[0], sum(x.shape[1] for x in noise)
+        logits.append(given_logits.detach().unflatten(0, (-1, b)).permute(1, 2, 0, 3))
+        noise.append(given_noise.clone())
+        shares.append(share_done)
+        if draws is not None:
+            return draws[:, t:t + given_noise.shape[1]]
+        return true_sample(given_logits, given_noise, share_done, settings)
+
+    with patch.object(decoding, "sample", listen):
+        ids = decoder(model, torch.tensor(labels), list(seeds), **how).clone()
+    b = len(labels)
+    if not logits:                               # everything was known
+        return Trace(ids, torch.empty(b, 0, 1, V), torch.empty(b, 0), shares)
+    if len(logits[0]) < b:                       # (1, 1, halves, V) each, sample by sample
+        return Trace(ids, torch.cat(logits, 1).view(b, -1, *logits[0].shape[2:]),
+                     torch.cat(noise, 1).view(b, -1), shares)
+    return Trace(ids, torch.cat(logits, 1), torch.cat(noise, 1), shares)

@@ -1,0 +1,37 @@
+"""Each plausible mistake is noticed by the property that says what it breaks."""
+
+import pytest
+
+from arpg_mini import decoding
+from arpg_mini.model import ARPG
+from tests import test_equivalence, test_invariants
+from tests.mutants import MUTANTS, Mutant, applied, diff, kill
+
+pytestmark = pytest.mark.equivalence
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_the_mutant_is_killed(mutant):
+    """The same property holds without the mistake (it is among the tests), so it is the mistake
+    that it notices; and with a message, not a crash."""
+    found = kill(mutant)
+    assert found is not None, f"it survives:\n{diff(mutant)}"
+    assert found.message and found.counterexample
+
+
+def test_every_property_kills_something():
+    """A property that no mistake breaks may be saying nothing."""
+    properties = {name for module in (test_equivalence, test_invariants)
+                  for name, f in vars(module).items() if hasattr(f, "claim")}
+    assert properties - {mutant.killer.__name__ for mutant in MUTANTS} == set()
+
+
+def test_a_mutant_leaves_with_its_context_and_must_fit_the_source():
+    swapped = next(m for m in MUTANTS if m.name == "the two halves swapped")
+    before = decoding.guide, test_equivalence.guide, ARPG.forward
+    with applied(swapped):
+        assert decoding.guide is test_equivalence.guide is not before[0]
+    assert (decoding.guide, test_equivalence.guide, ARPG.forward) == before
+    with pytest.raises(LookupError, match="forward has 0 times: no such line"):
+        with applied(Mutant("stale", swapped.killer, (ARPG, "forward", "no such line", ""))):
+            pass
