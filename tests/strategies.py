@@ -202,3 +202,11 @@ def trace(decoder: Callable, model: ARPG, labels, seeds, draws: Tensor | None = 
         return Trace(ids, torch.cat(logits, 1).view(b, -1, *logits[0].shape[2:]),
                      torch.cat(noise, 1).view(b, -1), shares)
     return Trace(ids, torch.cat(logits, 1), torch.cat(noise, 1), shares)
+
+
+def short(numbers) -> str:
+    """Numbers for a message, to four digits."""
+    if isinstance(numbers, torch.Tensor):
+        numbers = numbers.tolist()
+    return ("[" + ", ".join(map(short, numbers)) + "]" if isinstance(numbers, list)
+            else f"{numbers:.4g}")

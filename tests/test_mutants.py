@@ -4,8 +4,9 @@ import pytest
 
 from arpg_mini import decoding
 from arpg_mini.model import ARPG
-from tests import test_equivalence, test_invariants
-from tests.mutants import MUTANTS, Mutant, applied, diff, kill
+from tests import test_attention, test_equivalence, test_invariants, test_sampling
+from tests.mutants import Mutant, applied, diff, kill
+from tests.mutants.catalogue import MUTANTS
 
 pytestmark = pytest.mark.equivalence
 
@@ -21,7 +22,8 @@ def test_the_mutant_is_killed(mutant):
 
 def test_every_property_kills_something():
     """A property that no mistake breaks may be saying nothing."""
-    properties = {name for module in (test_equivalence, test_invariants)
+    modules = test_equivalence, test_attention, test_sampling, test_invariants
+    properties = {name for module in modules
                   for name, f in vars(module).items() if hasattr(f, "claim")}
     assert properties - {mutant.killer.__name__ for mutant in MUTANTS} == set()
 

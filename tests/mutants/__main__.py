@@ -1,0 +1,34 @@
+"""The table of mutants, or their edits."""
+
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from arpg_mini.config import Parser
+from tests.mutants import Mutant, diff, kill
+from tests.mutants.catalogue import MUTANTS
+
+
+def table(mutants: list[Mutant]) -> Iterator[str]:
+    """Markdown, a row as soon as its mutant is dead."""
+    yield "| mutant | property that kills it | smallest counterexample |\n|---|---|---|"
+    for mutant in tqdm(mutants, desc="mutants", leave=False):
+        found = kill(mutant, shrink=True)
+        what = f"{found}: **{found.message}**" if found else "**none: it survives**"
+        yield f"| {mutant.name} | `{mutant.killer.__name__}` | {what} |"
+
+
+def main() -> None:
+    parser = Parser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("name", nargs="?", default="", help="only mutants with this in their name")
+    parser.add_argument("--diff", action="store_true", help="show the edits and run nothing")
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if options.name in m.name]
+    if not chosen:
+        parser.error(f"{options.name}: no mutant has this in its name")
+    for row in map(diff, chosen) if options.diff else table(chosen):
+        tqdm.write(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What the cache and the rotary positions must hold for themselves.
+
+`test_equivalence.py` says what the whole must do; when it fails, a property here often says why.
+"""
+
+import math
+from itertools import accumulate
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from arpg_mini import decoding
+from arpg_mini.attention import Cache, rotary_table, rotate
+from arpg_mini.decoding import (
+    decode,
+)
+from tests.definition import turn
+from tests.strategies import C, V, decodes, for_all, grids, model_of, short
+
+pytestmark = pytest.mark.equivalence
+
+bases = st.sampled_from([10.0, 100.0, 10000.0])
+widths = st.sampled_from([4, 8, 12, 16])
+
+
+class WatchedCache(Cache):
+    """A cache that begins as NaN, so that a slot read before it is written spoils every logit."""
+
+    made: list["WatchedCache"] = []
+
+    def __init__(self, *sizes, **factory):
+        super().__init__(*sizes, **factory)
+        self.pairs.fill_(math.nan)
+        self.steps = []                          # the length at the end of each step
+        self.made.append(self)
+
+    def append(self, layer, keys, values):
+        assert not keys.isnan().any(), f"before layer {layer} a slot was read that holds nothing"
+        before = self.pairs.clone()
+        out = super().append(layer, keys, values)
+        changed = (~((self.pairs == before) | (self.pairs.isnan() & before.isnan()))
+                   ).flatten(1, 3).any(-1).any(1)                              # (layers, slots)
+        first, wrote = self.length, changed.nonzero().tolist()
+        expected = [[layer, s] for s in range(first, first + keys.shape[2])]
+        assert wrote == expected, f"[layer, slot] written: {wrote}; next in turn: {expected}"
+        assert before[layer, :, :, :, first:].isnan().all(), f"layer {layer}: a slot written twice"
+        return out
+
+    def advance(self, slots):
+        super().advance(slots)
+        self.steps.append(self.length)
+        assert not self.pairs[..., :self.length, :].isnan().any(), \
+            f"a layer has an empty slot before slot {self.length}"
+
+
+@for_all(case=decodes())
+def test_cache_slots_are_written_once_in_order(case):
+    """Every layer's slots are written one after the other, each once: class, known tokens, steps.
+
+    None is left empty, none is allocated in vain, and nothing is read before it is written (it
+    would be NaN). Broken if a step's keys land in another's slots, or a layer's in another layer's.
+    """
+    WatchedCache.made.clear()
+    with patch.object(decoding, "Cache", WatchedCache):
+        run = case.run(decode)
+    assert not run.logits.isnan().any(), "a query read a slot that holds nothing"
+    cache, = WatchedCache.made
+    known = sum(x >= 0 for x in case.known)
+    lengths = [1] + [1 + known] * (known > 0)
+    lengths += [1 + known + done for done in accumulate(case.sizes[:-1])]
+    assert cache.steps == lengths, f"slots filled after each step: {cache.steps}, not {lengths}"
+    assert cache.pairs.shape[4] == lengths[-1], \
+        f"{cache.pairs.shape[4]} slots allocated, {lengths[-1]} used"
+
+
+@for_all(grid=grids, width=widths, base=bases, data=st.data())
+def test_rotation_is_its_definition(grid, width, base, data):
+    """Row first, then column; interleaved pairs; frequencies base^(-2i/(K/2)).
+
+    Broken if axes, pairs or frequencies are swapped, or angles are kept in half precision.
+    """
+    row = data.draw(st.integers(0, grid[0] - 1), label="row")
+    column = data.draw(st.integers(0, grid[1] - 1), label="column")
+    table = rotary_table(grid, width, base)
+    vector = torch.arange(1, width + 1, dtype=torch.float64)
+    got = rotate(vector.view(1, 1, 1, -1), table[None, [row * grid[1] + column]]).flatten()
+    expected = torch.from_numpy(turn(vector.numpy(), (row, column), base))
+    assert torch.allclose(got, expected, atol=1e-9), (
+        f"{short(vector)} at row {row}, column {column}: {short(got)}, by definition "
+        f"{short(expected)}")
+
+
+@for_all(base=bases, width=widths, p=st.tuples(st.integers(0, 4), st.integers(0, 6)),
+         q=st.tuples(st.integers(0, 4), st.integers(0, 6)),
+         shift=st.tuples(st.integers(0, 5), st.integers(0, 5)))
+def test_rotary_scores_know_displacements_only(base, width, p, q, shift):
+    """Query at p, key at q: shifting both changes nothing; rows and columns stay apart.
+
+    Broken if a score depends on where the two are, or a step down looks like a step right.
+    """
+    grid = (10, 12)
+    table, g = rotary_table(grid, width, base), torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 1, width, generator=g, dtype=torch.float64)
+
+    def score(*places):
+        at = [table[None, [row * grid[1] + column]] for row, column in places]
+        return (rotate(query, at[0]) * rotate(key, at[1])).sum().item()
+
+    moved = [(place[0] + shift[0], place[1] + shift[1]) for place in (p, q)]
+    assert math.isclose(score(p, q), score(*moved), abs_tol=1e-9), \
+        f"query at {p}, key at {q}: {score(p, q):.4g}; at {moved}: {score(*moved):.4g}"
+    down, right = q[0] - p[0], q[1] - p[1]
+    if down != right:
+        swapped = score((0, 0), (right, down)) if min(down, right) >= 0 else score(
+            (-min(right, 0), -min(down, 0)), (max(right, 0), max(down, 0)))
+        assert abs(score(p, q) - swapped) > 1e-9, \
+            f"{down} down and {right} right scores as {right} down and {down} right"
+
+
+@for_all(case=decodes(batch=st.just(1)), slots=st.integers(0, 5),
+         shift=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_moving_everything_moves_nothing(case, slots, shift):
+    """The whole model, shifted as one on a larger grid, answers the same.
+
+    Broken if a key or a query, in either pass, is rotated twice, not at all, or to another place.
+    """
+    model, (height, width) = case.model, case.grid
+    large = (height + 3, width + 3)
+    table = model.rotary(large)
+    slots = list(case.orders[0])[:slots]
+    target = case.orders[0][-1]
+
+    def logits(down, right):
+        def there(position):
+            return (position // width + down) * large[1] + position % width + right
+        at = torch.tensor([[large[0] * large[1]] + [there(p) for p in slots]])
+        ids = torch.tensor([[V + 1] + [p % V for p in slots]])
+        with torch.no_grad():
+            keys, values = model.read(ids, table[at], causal=True)
+            return model.head(model.ask(table[torch.tensor([[there(target)]])], keys, values))
+
+    gap = (logits(0, 0) - logits(*shift)).abs().max()
+    assert gap < 1e-9, (f"tokens at {slots}, query at {target}: shifted by {shift} the logits "
+                        f"change by {gap:.2g}")
+
+
+@for_all(grid=grids, layers=st.tuples(st.integers(1, 2), st.integers(1, 2)), data=st.data())
+def test_the_class_slot_scores_zero_everywhere(grid, layers, data):
+    """The class's key is the zero vector: a query weighs it as exp(0), whatever and wherever it is.
+
+    Broken if the class slot is rotated, as a position 0 would be.
+    """
+    model, n = model_of(grid, layers, 2, 8), grid[0] * grid[1]
+    label = data.draw(st.integers(0, C), label="class")
+    position = data.draw(st.integers(0, n - 1), label="position")
+    table = model.rotary(grid)
+    with torch.no_grad():
+        keys, _ = model.read(torch.tensor([[V + 1 + label, 0]]),
+                             table[torch.tensor([[n, position]])])
+    assert keys[0, :, 0].abs().max() == 0, f"the class slot's key is {short(keys[0, :, 0])}"
+    assert keys[0, :, 1].abs().max() > 0, "a token's key is zero too"

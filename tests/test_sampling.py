@@ -1,0 +1,162 @@
+"""What step sizes, filters, noise and the inverse CDF must hold for themselves."""
+
+import math
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from arpg_mini import decoding
+from arpg_mini.decoding import (
+    decode,
+    filter_logits,
+    inverse_cdf,
+    position_noise,
+    random_orders,
+    step_sizes,
+)
+from tests.strategies import decodes, for_all, permutations, seeds, short
+
+pytestmark = pytest.mark.equivalence
+
+
+
+@for_all(200, n=st.integers(1, 300), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
+def test_steps_add_up_and_follow_their_curve(n, schedule, data):
+    """T sizes of one or more that sum to n; what is left follows the curve, within its bounds.
+
+    Broken if a step is empty, or the last does not take what remains.
+    """
+    steps = data.draw(st.integers(1, n), label="steps")
+    sizes = step_sizes(n, steps, schedule)
+    assert len(sizes) == steps and sum(sizes) == n and min(sizes) >= 1, \
+        f"{n} tokens in {steps} steps: {sizes}"
+    for s, done in enumerate(accumulate(sizes[:-1]), start=1):
+        curve = {"arccos": math.acos(s / steps) / (math.pi / 2), "constant": 1 - s / steps,
+                 "cosine": math.cos(math.pi / 2 * s / steps)}[schedule]
+        before = done - sizes[s - 1]
+        assert abs(n - done - n * curve) <= 1 or sizes[s - 1] == 1 or n - done == 1, \
+            f"{n} tokens: after step {s} of {steps} {n - done} are left of {n - before}"
+
+
+def slow_filter(row: list[float], temperature: float, top_k: int, top_p: float) -> set[int]:
+    """The ids that stay, by definition: the k largest and their equals; of those, from the
+    likeliest down, as many as it takes to reach p."""
+    row = [x / temperature for x in row]
+    kth = sorted(row, reverse=True)[min(top_k or len(row), len(row)) - 1]
+    row = [x if x >= kth else -math.inf for x in row]
+    weights = [math.exp(x - max(row)) for x in row]
+    reached, keep = 0.0, set()
+    for i in sorted(range(len(row)), key=lambda i: -row[i]):
+        if reached < top_p and row[i] > -math.inf:
+            keep.add(i)
+        reached += weights[i] / sum(weights)
+    return keep
+
+
+@for_all(150, shape=st.lists(st.integers(1, 4), max_size=2), v=st.integers(1, 9), seed=seeds,
+         temperature=st.sampled_from([0.5, 1.0, 2.0]), top_k=st.integers(0, 10),
+         top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+def test_filters_are_their_slow_definition(shape, v, seed, temperature, top_k, top_p):
+    """What stays is logits / temperature, the rest -inf; rows of any shape do not mix.
+
+    Broken if the id that crosses top_p is cut, a filter runs along another axis, or temperature
+    comes in at the wrong place.
+    """
+    logits = torch.randn(*shape, v, dtype=torch.float64,
+                         generator=torch.Generator().manual_seed(seed))
+    rows = filter_logits(logits, temperature, top_k, top_p).reshape(-1, v).tolist()
+    for given_row, row in zip(logits.reshape(-1, v).tolist(), rows):
+        keep = slow_filter(given_row, temperature, top_k, top_p)
+        expected = [x / temperature if i in keep else -math.inf for i, x in enumerate(given_row)]
+        assert all(a == b or math.isclose(a, b, abs_tol=1e-12) for a, b in zip(row, expected)), \
+            (f"logits {short(given_row)}: ids {sorted(keep)} stay, divided by {temperature}; "
+             f"got {short(row)}")
+
+
+@for_all(60, v=st.integers(1, 9), seed=seeds, noise=st.floats(0, 1, exclude_max=True))
+def test_temperature_has_its_limits(v, seed, noise):
+    """Towards 0 the largest logit is certain, and at 0 it is; towards infinity all are alike."""
+    logits = 3 * torch.randn(v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    largest, at = logits.argmax().item(), torch.tensor(noise, dtype=torch.float64)
+    assert inverse_cdf(filter_logits(logits, 0), at).item() == largest
+    top = logits.topk(min(2, v)).values
+    if v == 1 or top[0] - top[1] > 0.01:
+        assert inverse_cdf(filter_logits(logits, 1e-4), at).item() == largest, \
+            f"temperature 0.0001, logits {short(logits)}: not the largest"
+    hot = filter_logits(logits, 1e9).softmax(-1)
+    assert (hot - 1 / v).abs().max() < 1e-6, f"temperature 10^9: {short(hot)}"
+
+
+@for_all(60, v=st.integers(1, 12), seed=seeds, impossible=st.sets(st.integers(0, 11)))
+def test_inverse_cdf_follows_the_distribution(v, seed, impossible):
+    """On an even lattice of 1,000 uniform numbers each id comes within one of 1,000 times its
+    share, and at the ends of [0, 1) only possible ids do. Exact: there are no odds."""
+    assume(len([i for i in impossible if i < v]) < v)
+    logits = torch.randn(v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    logits[[i for i in impossible if i < v]] = -math.inf
+    lattice = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    counts = torch.bincount(inverse_cdf(logits.expand(1000, v), lattice), minlength=v)
+    expected = logits.softmax(-1) * 1000
+    assert (counts - expected).abs().max() <= 1 and counts[logits.isinf()].sum() == 0, \
+        f"expected {short(expected)}, counted {counts.tolist()}"
+    ends = inverse_cdf(logits.expand(2, v), torch.tensor([0, 1 - 2**-53], dtype=torch.float64))
+    possible = logits.isfinite().nonzero()[:, 0]
+    assert ends.tolist() == [possible[0], possible[-1]], \
+        f"noise 0 and almost 1 give ids {ends.tolist()}; possible are {possible.tolist()}"
+
+
+@for_all(5, seed=seeds)
+def test_inverse_cdf_is_precise_at_16384_ids(seed):
+    """16,384 float32 logits: the id at every boundary of the exact sums is right to 1e-10.
+
+    Broken if the sum is taken in float32: ids then shift where many small shares have added up.
+    """
+    logits = torch.randn(16384, generator=torch.Generator().manual_seed(seed % 2**32))
+    edges = logits.double().softmax(-1).cumsum(-1)[:-1]
+    i = torch.arange(0, 16383, 31)
+    below = inverse_cdf(logits.expand(len(i), -1), edges[i] - 1e-10)
+    above = inverse_cdf(logits.expand(len(i), -1), edges[i] + 1e-10)
+    wrong = ((below != i) | (above != i + 1)).sum().item()
+    assert not wrong, f"{wrong} of {len(i)} boundaries between ids are off by more than 1e-10"
+
+
+@for_all(case=decodes(), data=st.data())
+def test_noise_belongs_to_seed_and_position(case, data):
+    """Other steps, other samples, another order: the number at a position stays what it was.
+
+    Broken if noise is drawn per step or per batch, or indexed by rank.
+    """
+    assume(case.sizes)
+    run, b = case.run(decode), data.draw(st.integers(0, len(case.labels) - 1), label="sample")
+    n = len(case.known)
+    alone = case.with_(labels=case.labels[b:b + 1], seeds=case.seeds[b:b + 1],
+                       orders=(data.draw(permutations(n), label="another order"),),
+                       sizes=(sum(case.sizes),))
+
+    def by_position(trace, case, b):
+        return dict(zip(case.unknown_orders[b].tolist(), trace.noise[b].tolist()))
+
+    first, second = by_position(run, case, b), by_position(alone.run(decode), alone, 0)
+    wrong = [p for p in first if first[p] != second[p]]
+    assert not wrong, \
+        f"position {wrong[0]} drew at {first[wrong[0]]:.4f}, then at {second[wrong[0]]:.4f}"
+    assert all(0 <= u < 1 for u in first.values())
+    if len(first) > 1:
+        assert len(set(first.values())) > 1, "every position has the same number"
+
+
+@for_all(first=seeds, second=seeds, n=st.integers(20, 40))
+def test_seeds_have_orders_and_noise_of_their_own(first, second, n):
+    """Two seeds agree in neither (once in 10^18 they might in an order: 1/20!)."""
+    assume(first != second)
+    orders, noise = random_orders([first, second], n), position_noise([first, second], n)
+    assert sorted(orders[0].tolist()) == list(range(n)) and noise.shape == (2, n)
+    assert not torch.equal(*orders), f"seeds {first} and {second} share an order"
+    assert not torch.isclose(*noise, rtol=0, atol=1e-9).all(), \
+        f"seeds {first} and {second} share their noise"
+    ranks = noise[0].argsort()
+    assert not torch.equal(ranks, orders[0]) and not torch.equal(ranks.argsort(), orders[0]), \
+        f"seed {first}: the order tells the noise"
