@@ -73,8 +73,8 @@ class RMSNorm(nn.Module):
 class Cache:
     """Keys and values of everything encoded so far: one pair per content layer, one shared pair.
 
-    Allocated once for all slots a decode will need and written in place: slot `s` is written once,
-    when the cache's length is `s`, and nothing at or beyond `length` is ever read.
+    Allocated once for all slots a decode will need and written in place: in order, each slot once,
+    and a slot is never read before it is written.
     """
 
     def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int, **factory):
@@ -110,7 +110,8 @@ class ContentAttention(nn.Module):
         """x: (B, S, D), rotary: (B, S, K/2) -> (B, S, D).
 
         `mask` (S, S) says which slots (columns) each slot (row) attends to; `causal` is the
-        lower triangle; with neither, all see all. With a cache the keys are those of all slots.
+        lower triangle; with neither, all see all. With a cache of L slots the keys are those of
+        all slots, the mask (S, L + S).
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)     # (B, S, H, K) each
         q, k = rotate(q, rotary).transpose(1, 2), rotate(k, rotary).transpose(1, 2)

@@ -1,6 +1,7 @@
-"""ARPG once more, from the paper's formulas alone: NumPy, loops, one vector at a time.
+"""ARPG once more, from its formulas alone: NumPy, loops, one vector at a time.
 
-Nothing here is shared with the package but the names of the weights. It takes a list of slots, says
+The paper's formulas, and the released weights' class slot, whose key and query are zero. Nothing is
+shared with the package but the weights' names and the sizes. It takes a list of slots, is told
 which slot sees which, and answers one question. It is slow and that is its use: when the package
 and this page differ, one of them can be checked by hand.
 """

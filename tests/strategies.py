@@ -12,7 +12,7 @@ from itertools import accumulate
 from unittest.mock import patch
 
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,7 +29,8 @@ def for_all(examples: int = 100, **quantities):
     """
     def decorate(claim: Callable) -> Callable:
         many = max(1, examples * settings.default.max_examples // 100)
-        test = settings(max_examples=many, deadline=None)(given(**quantities)(claim))
+        phases = Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink
+        test = settings(max_examples=many, deadline=None, phases=phases)(given(**quantities)(claim))
         test.claim, test.quantities, test.examples = claim, quantities, examples
         return test
     return decorate
@@ -71,16 +72,23 @@ def partial_images(n: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.sampled_from([nothing] * 4 + [half, less] * 3 + [everything]).flatmap(lambda s: s)
 
 
-@lru_cache(maxsize=200)
-def model_of(grid: tuple[int, int], layers: tuple[int, int], heads: int, head_width: int) -> ARPG:
-    """A small float64 model with weights of order one. Shared: leave it as it was."""
-    return tiny_model(grid=grid, content_layers=layers[0], query_layers=layers[1],
-                      heads=heads, dim=heads * head_width, vocab_size=V, num_classes=C)
+def new_model(grid: tuple[int, int], layers: tuple[int, int], heads: int, head_width: int,
+              **more) -> ARPG:
+    """A small float64 model with weights of order one."""
+    return tiny_model(**dict(grid=grid, content_layers=layers[0], query_layers=layers[1],
+                             heads=heads, dim=heads * head_width, vocab_size=V,
+                             num_classes=C) | more)
+
+
+model_of = lru_cache(maxsize=200)(new_model)     # shared: leave it as it was
 
 
 @dataclass(frozen=True, repr=False)
 class Decode:
-    """Everything a decode depends on; its model's weights follow from the sizes."""
+    """Everything a decode depends on; its model's weights follow from the sizes.
+
+    Without `sizes` it is an example to train on: an order, a class, and no steps.
+    """
 
     grid: tuple[int, int]
     layers: tuple[int, int]
@@ -88,8 +96,8 @@ class Decode:
     head_width: int
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
-    orders: tuple[tuple[int, ...], ...]          # one permutation a sample
-    sizes: tuple[int, ...]                       # unknown positions per step
+    orders: tuple[tuple[int, ...], ...] | None   # one permutation a sample; None: the seeds' own
+    sizes: tuple[int, ...] | None                # unknown positions per step
     within_step: str
     guidance: float
     guidance_schedule: str
@@ -98,14 +106,16 @@ class Decode:
     def __repr__(self) -> str:
         def run(numbers):
             return " ".join(map(str, numbers))
-        model = f"{self.layers[0]}+{self.layers[1]} layers, {self.heads}×{self.head_width} wide"
-        orders = " / ".join(run(order) for order in self.orders)
-        classes = run("none" if y == C else y for y in self.labels)
+        parts = [f"grid {self.grid[0]}×{self.grid[1]}",
+                 f"{self.layers[0]}+{self.layers[1]} layers, {self.heads}×{self.head_width} wide",
+                 f"class {run('none' if y == C else y for y in self.labels)}",
+                 f"seed {run(self.seeds)}"]
+        if self.orders is not None:
+            parts += [f"order {' / '.join(run(order) for order in self.orders)}"]
+        if self.sizes is not None:
+            parts += [f"steps {'+'.join(map(str, self.sizes)) or 'none'}", self.within_step]
+            parts += [f"guidance {self.guidance} {self.guidance_schedule}"] * (self.guidance != 1)
         known = ", ".join(f"{p}: {x}" for p, x in enumerate(self.known) if x >= 0)
-        parts = [f"grid {self.grid[0]}×{self.grid[1]}", model, f"class {classes}",
-                 f"seed {run(self.seeds)}", f"order {orders}",
-                 f"steps {'+'.join(map(str, self.sizes)) or 'none'}", self.within_step]
-        parts += [f"guidance {self.guidance} {self.guidance_schedule}"] * (self.guidance != 1)
         return "; ".join(parts + [f"known {{{known}}}"] * bool(known))
 
     def _repr_pretty_(self, printer, cycle):     # how Hypothesis prints it
@@ -115,6 +125,9 @@ class Decode:
     def model(self) -> ARPG:
         return model_of(self.grid, self.layers, self.heads, self.head_width)
 
+    def new_model(self, **more) -> ARPG:
+        return new_model(self.grid, self.layers, self.heads, self.head_width, **more)
+
     @property
     def unknown_orders(self) -> Tensor:
         """(B, U) positions in the order they are decoded, known ones left out."""
@@ -122,48 +135,52 @@ class Decode:
 
     @property
     def settings(self) -> dict:
-        return dict(steps=list(self.sizes), orders=torch.tensor(self.orders),
-                    known=torch.tensor(self.known), grid=self.grid, within_step=self.within_step,
-                    guidance=self.guidance, guidance_schedule=self.guidance_schedule)
+        return dict(steps=list(self.sizes), known=torch.tensor(self.known), grid=self.grid,
+                    orders=None if self.orders is None else torch.tensor(self.orders),
+                    within_step=self.within_step, guidance=self.guidance,
+                    guidance_schedule=self.guidance_schedule)
 
     def with_(self, **changes) -> "Decode":
         return replace(self, **changes)
 
-    def run(self, decoder: Callable, model: ARPG | None = None, **changes) -> "Trace":
-        return trace(decoder, model or self.model, self.labels, self.seeds,
-                     **self.settings | changes)
-
-    def step_of(self, t: int) -> int:
-        """The step, from 0, that decodes the t-th unknown position."""
-        return sum(end <= t for end in accumulate(self.sizes))
+    def run(self, decoder: Callable, model: ARPG | None = None, draws: Tensor | None = None
+            ) -> "Trace":
+        return trace(decoder, model or self.model, self.labels, self.seeds, draws, **self.settings)
 
     def query(self, b: int, t: int) -> str:
-        """In words: which query that is, and what it may read."""
-        start = sum(self.sizes[:self.step_of(t)])
-        order = self.unknown_orders[b].tolist()
-        may = ["class"] + [p for p, x in enumerate(self.known) if x >= 0] + order[:start]
-        return (f"sample {b}, step {self.step_of(t)}, query at position {order[t]} "
-                f"(it may read {', '.join(map(str, may))})")
+        """In words: which query that is, and what it may read, step by step."""
+        order, ends = self.unknown_orders[b].tolist(), list(accumulate(self.sizes))
+        step = sum(end <= t for end in ends)
+        groups = [["class"], [p for p, x in enumerate(self.known) if x >= 0]]
+        groups += [order[start:end] for start, end in zip([0, *ends], ends[:step])]
+        may_read = " | ".join(" ".join(map(str, group)) for group in groups if group)
+        return (f"sample {b}, step {step}, query at position {order[t]}, which may read {may_read} "
+                f"({self.within_step} within |)")
 
 
-def a_decode(draw, *, one_a_step: bool = False, nothing_known: bool = False, guided=None,
+def a_decode(draw, *, one_a_step: bool = False, nothing_known: bool = False, steps: bool = True,
+             own_orders: bool = False,
              batch: st.SearchStrategy[int] = st.sampled_from([1, 2, 3])) -> Decode:
     grid = draw(grids)
     n, b = grid[0] * grid[1], draw(batch)
-    known = (-1,) * n if nothing_known else draw(partial_images(n))
+    known = (-1,) * n if nothing_known or not steps else draw(partial_images(n))
     unknown = sum(x < 0 for x in known)
-    guidance = draw(st.sampled_from([1.0, 2.5, 7.0] if guided is None else
-                                    [2.5, 7.0] if guided else [1.0]))
+    sizes = (1,) * unknown if one_a_step else draw(compositions(unknown)) if steps else None
     return Decode(
         grid=grid, layers=draw(layers), heads=draw(heads), head_width=draw(head_widths),
         labels=draw(st.tuples(*[labels] * b)), seeds=draw(st.tuples(*[seeds] * b)),
-        orders=draw(st.tuples(*[permutations(n)] * b)),
-        sizes=(1,) * unknown if one_a_step else draw(compositions(unknown)),
-        within_step=draw(st.sampled_from(decoding.WITHIN_STEP)), guidance=guidance,
+        orders=None if own_orders else draw(st.tuples(*[permutations(n)] * b)), sizes=sizes,
+        within_step=draw(st.sampled_from(decoding.WITHIN_STEP)),
+        guidance=draw(st.sampled_from([1.0, 2.5, 7.0])),
         guidance_schedule=draw(st.sampled_from(decoding.GUIDANCE_SCHEDULES)), known=known)
 
 
 decodes = st.composite(a_decode)
+
+
+def lessons(**more) -> st.SearchStrategy[Decode]:
+    """Examples to train on."""
+    return decodes(steps=False, **more)
 
 
 @dataclass

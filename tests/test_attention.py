@@ -17,7 +17,7 @@ from arpg_mini.decoding import (
     decode,
 )
 from tests.definition import turn
-from tests.strategies import C, V, decodes, for_all, grids, model_of, short
+from tests.strategies import C, V, decodes, for_all, grids, layers, lessons, model_of, short
 
 pytestmark = pytest.mark.equivalence
 
@@ -94,14 +94,14 @@ def test_rotation_is_its_definition(grid, width, base, data):
 
 @for_all(base=bases, width=widths, p=st.tuples(st.integers(0, 4), st.integers(0, 6)),
          q=st.tuples(st.integers(0, 4), st.integers(0, 6)),
-         shift=st.tuples(st.integers(0, 5), st.integers(0, 5)))
-def test_rotary_scores_know_displacements_only(base, width, p, q, shift):
+         shift=st.tuples(st.integers(0, 5), st.integers(0, 5)), seed=st.integers(0, 999))
+def test_rotary_scores_know_displacements_only(base, width, p, q, shift, seed):
     """Query at p, key at q: shifting both changes nothing; rows and columns stay apart.
 
     Broken if a score depends on where the two are, or a step down looks like a step right.
     """
     grid = (10, 12)
-    table, g = rotary_table(grid, width, base), torch.Generator().manual_seed(0)
+    table, g = rotary_table(grid, width, base), torch.Generator().manual_seed(seed)
     query, key = torch.randn(2, 1, 1, 1, width, generator=g, dtype=torch.float64)
 
     def score(*places):
@@ -113,24 +113,22 @@ def test_rotary_scores_know_displacements_only(base, width, p, q, shift):
         f"query at {p}, key at {q}: {score(p, q):.4g}; at {moved}: {score(*moved):.4g}"
     down, right = q[0] - p[0], q[1] - p[1]
     if down != right:
-        swapped = score((0, 0), (right, down)) if min(down, right) >= 0 else score(
-            (-min(right, 0), -min(down, 0)), (max(right, 0), max(down, 0)))
+        swapped = score((max(-right, 0), max(-down, 0)), (max(right, 0), max(down, 0)))
         assert abs(score(p, q) - swapped) > 1e-9, \
             f"{down} down and {right} right scores as {right} down and {down} right"
 
 
-@for_all(case=decodes(batch=st.just(1)), slots=st.integers(0, 5),
+@for_all(case=lessons(batch=st.just(1)), slots=st.integers(0, 5),
          shift=st.tuples(st.integers(0, 3), st.integers(0, 3)))
 def test_moving_everything_moves_nothing(case, slots, shift):
     """The whole model, shifted as one on a larger grid, answers the same.
 
-    Broken if a key or a query, in either pass, is rotated twice, not at all, or to another place.
+    Broken if a key or a query, in either pass, is rotated twice, or its partner alone is.
     """
     model, (height, width) = case.model, case.grid
     large = (height + 3, width + 3)
     table = model.rotary(large)
-    slots = list(case.orders[0])[:slots]
-    target = case.orders[0][-1]
+    slots, target = list(case.orders[0][:-1])[:slots], case.orders[0][-1]
 
     def logits(down, right):
         def there(position):
@@ -146,18 +144,20 @@ def test_moving_everything_moves_nothing(case, slots, shift):
                         f"change by {gap:.2g}")
 
 
-@for_all(grid=grids, layers=st.tuples(st.integers(1, 2), st.integers(1, 2)), data=st.data())
-def test_the_class_slot_scores_zero_everywhere(grid, layers, data):
-    """The class's key is the zero vector: a query weighs it as exp(0), whatever and wherever it is.
+@for_all(grid=grids, sizes=layers, data=st.data())
+def test_the_class_slot_scores_zero_everywhere(grid, sizes, data):
+    """In every layer the class's key is the zero vector: whatever asks, from wherever, scores it 0.
 
     Broken if the class slot is rotated, as a position 0 would be.
     """
-    model, n = model_of(grid, layers, 2, 8), grid[0] * grid[1]
+    model, n = model_of(grid, sizes, 2, 8), grid[0] * grid[1]
     label = data.draw(st.integers(0, C), label="class")
     position = data.draw(st.integers(0, n - 1), label="position")
-    table = model.rotary(grid)
+    cache = Cache(sizes[0] + 1, 1, 2, 2, 8, dtype=torch.float64)
     with torch.no_grad():
-        keys, _ = model.read(torch.tensor([[V + 1 + label, 0]]),
-                             table[torch.tensor([[n, position]])])
-    assert keys[0, :, 0].abs().max() == 0, f"the class slot's key is {short(keys[0, :, 0])}"
-    assert keys[0, :, 1].abs().max() > 0, "a token's key is zero too"
+        model.read(torch.tensor([[V + 1 + label, 0]]),
+                   model.rotary(grid)[torch.tensor([[n, position]])], cache=cache)
+    for layer, (keys, _) in enumerate(cache.pairs):                            # (1, H, slots, K)
+        assert keys[:, :, 0].abs().max() == 0, \
+            f"layer {layer}: the class slot's key is {short(keys[0, :, 0])}"
+        assert keys[:, :, 1].abs().max() > 0, f"layer {layer}: a token's key is zero too"

@@ -7,21 +7,21 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from arpg_mini import training
+from arpg_mini import decoding, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.decoding import (
     decode,
     decode_steps,
 )
 from tests.definition import answer
-from tests.helpers import FakeIds, tiny_model
-from tests.strategies import C, V, decodes, for_all, seeds
+from tests.helpers import FakeIds
+from tests.strategies import C, V, decodes, for_all, lessons, seeds
 
 pytestmark = pytest.mark.equivalence
 
 
 
-@for_all(case=decodes(nothing_known=True), rows=st.integers(1, 30))
+@for_all(case=lessons(), rows=st.integers(1, 30))
 def test_the_loss_is_its_definition(case, rows):
     """Mean over samples and targets of −log softmax(logits)[the id at order[t]], whatever the rows
     at a time; and its gradient is that loss's.
@@ -44,20 +44,21 @@ def test_the_loss_is_its_definition(case, rows):
             f"{rows} rows at a time: gradients differ by {(got - slow).abs().max():.2g}"
 
 
-@for_all(30, case=decodes(batch=st.just(1), nothing_known=True))
+@for_all(30, case=lessons(batch=st.just(1)))
 def test_training_is_its_definition(case):
-    """The training forward, query by query, is the paper's formula computed by loops in NumPy."""
-    order, width = case.orders[0], case.grid[1]
-    n, t = len(order), case.seeds[0] % len(order)
+    """The training forward, query by query, is its formula computed by loops in NumPy."""
+    order, n, width = case.orders[0], len(case.known), case.grid[1]
     image = torch.randint(V, (1, n), generator=torch.Generator().manual_seed(case.seeds[0]))
-    logits = case.model(image, torch.tensor(case.labels), torch.tensor([order]))[0, t]
-    ids = [V + 1 + case.labels[0]] + [image[0, p].item() for p in order[:t]]
-    places = [None] + [divmod(p, width) for p in order[:t]]
-    causal = torch.ones(t + 1, t + 1).tril().bool().numpy()
-    expected = answer(case.model, ids, places, causal, divmod(order[t], width))
-    gap = (logits - torch.from_numpy(expected)).abs().max()
-    assert gap < 1e-9 * (1 + abs(expected).max()), \
-        f"query {t}, at position {order[t]}, is off its definition by {gap:.2g}"
+    logits = case.model(image, torch.tensor(case.labels), torch.tensor([order]))[0]
+    for t in range(n):
+        ids = [V + 1 + case.labels[0]] + [image[0, p].item() for p in order[:t]]
+        places = [None] + [divmod(p, width) for p in order[:t]]
+        causal = torch.ones(t + 1, t + 1).tril().bool().numpy()
+        target = divmod(order[t], width)
+        expected = torch.from_numpy(answer(case.model, ids, places, causal, target))
+        gap = (logits[t] - expected).abs().max()
+        assert gap < 1e-9 * (1 + expected.abs().max()), \
+            f"query {t}, at position {order[t]}, is off its definition by {gap:.2g}"
 
 
 @for_all(20, seed=seeds, step=st.integers(0, 10**6), world=st.sampled_from([1, 2, 4]))
@@ -79,33 +80,35 @@ def test_training_draws_for_each_sample(seed, step, world):
     assert 0 < dropped < 64, f"{dropped} of 64 samples lost their class"
 
 
-@for_all(case=decodes(nothing_known=True), training=st.booleans(), data=st.data(),
+@for_all(60, case=decodes(nothing_known=True), training=st.booleans(), data=st.data(),
          error=st.sampled_from([RuntimeError, KeyboardInterrupt]),
-         where=st.sampled_from(["read", "ask", "close"]))
+         where=st.sampled_from(["read", "ask", "head", "sample", "between steps"]))
 def test_an_interrupted_decode_leaves_nothing_behind(case, training, data, error, where):
-    """An exception or a closed stream, anywhere: the same model decodes and trains as before.
+    """An exception in any part of any step, or a stream closed between two: the same model then
+    decodes and trains as before.
 
     Broken if a decode switches something on (a mode, a cache in the model, a gradient flag) that
     only its regular end switches off.
     """
-    model = tiny_model(grid=case.grid, vocab_size=V, num_classes=C, dropout=0.0).train(training)
+    model = case.new_model().train(training)
     image = torch.zeros(len(case.labels), len(case.known), dtype=torch.long)
     inputs = image, torch.tensor(case.labels), torch.tensor(case.orders)
 
     def state():
         return case.run(decode, model).ids, model(*inputs)
 
-    quiet = case.run(decode, tiny_model(grid=case.grid, vocab_size=V, num_classes=C).eval()).ids
-    before, step = state(), data.draw(st.integers(0, len(case.sizes) - 1), label="step")
-    assert torch.equal(before[0], quiet), "ids depend on the training mode"
+    before, last = state(), len(case.sizes) - 1
+    assert torch.equal(before[0], case.run(decode, case.new_model().train(not training)).ids), \
+        "ids depend on the training mode"
+    step = data.draw(st.integers(0, last), label="step")
     stream = decode_steps(model, case.labels, case.seeds, **case.settings)
-    list(islice(stream, step))
-    with patch.object(model, where if where != "close" else "read", side_effect=error, create=True):
-        if where != "close":
+    list(islice(stream, step + (where == "between steps")))
+    if where != "between steps":
+        part = {"sample": decoding, "head": model.head}.get(where, model)
+        with patch.object(part, "forward" if where == "head" else where, side_effect=error):
             with pytest.raises(error):
                 next(stream)
-        stream.close()
+    stream.close()
     assert torch.is_grad_enabled() and model.training == training, "a mode was left switched"
-    after = state()
-    for what, old, new in zip(["ids", "training logits"], before, after):
-        assert torch.equal(old, new), f"interrupted in step {step} at {where}, its {what} changed"
+    for what, old, new in zip(["ids", "training logits"], before, state()):
+        assert torch.equal(old, new), f"interrupted in step {step} ({where}), its {what} changed"

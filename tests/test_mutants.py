@@ -1,5 +1,8 @@
 """Each plausible mistake is noticed by the property that says what it breaks."""
 
+import ast
+import inspect
+
 import pytest
 
 from arpg_mini import decoding
@@ -10,6 +13,8 @@ from tests.mutants.catalogue import MUTANTS
 
 pytestmark = pytest.mark.equivalence
 
+MODULES = test_equivalence, test_attention, test_sampling, test_invariants
+
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_the_mutant_is_killed(mutant):
@@ -17,13 +22,18 @@ def test_the_mutant_is_killed(mutant):
     that it notices; and with a message, not a crash."""
     found = kill(mutant)
     assert found is not None, f"it survives:\n{diff(mutant)}"
-    assert found.message and found.counterexample
+
+
+def test_every_assertion_of_a_property_says_what_is_wrong():
+    """A bare `assert` would leave the student and the table with nothing."""
+    for module in MODULES:
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            assert not isinstance(node, ast.Assert) or node.msg, f"{module.__name__}:{node.lineno}"
 
 
 def test_every_property_kills_something():
     """A property that no mistake breaks may be saying nothing."""
-    modules = test_equivalence, test_attention, test_sampling, test_invariants
-    properties = {name for module in modules
+    properties = {name for module in MODULES
                   for name, f in vars(module).items() if hasattr(f, "claim")}
     assert properties - {mutant.killer.__name__ for mutant in MUTANTS} == set()
 

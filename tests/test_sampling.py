@@ -1,7 +1,6 @@
 """What step sizes, filters, noise and the inverse CDF must hold for themselves."""
 
 import math
-from itertools import accumulate
 
 import pytest
 import torch
@@ -25,20 +24,25 @@ pytestmark = pytest.mark.equivalence
 
 @for_all(200, n=st.integers(1, 300), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
 def test_steps_add_up_and_follow_their_curve(n, schedule, data):
-    """T sizes of one or more that sum to n; what is left follows the curve, within its bounds.
+    """T sizes of one or more that sum to n; what is left after each is the curve's share of n.
 
-    Broken if a step is empty, or the last does not take what remains.
+    Rounded down, but so that this step and the last have one token at least.
+    Broken if a step is empty, or the last does not take what remains, or the curve is another.
     """
     steps = data.draw(st.integers(1, n), label="steps")
     sizes = step_sizes(n, steps, schedule)
     assert len(sizes) == steps and sum(sizes) == n and min(sizes) >= 1, \
         f"{n} tokens in {steps} steps: {sizes}"
-    for s, done in enumerate(accumulate(sizes[:-1]), start=1):
-        curve = {"arccos": math.acos(s / steps) / (math.pi / 2), "constant": 1 - s / steps,
+    before = n
+    for s, size in enumerate(sizes[:-1], start=1):
+        share = {"arccos": math.acos(s / steps) / (math.pi / 2), "constant": 1 - s / steps,
                  "cosine": math.cos(math.pi / 2 * s / steps)}[schedule]
-        before = done - sizes[s - 1]
-        assert abs(n - done - n * curve) <= 1 or sizes[s - 1] == 1 or n - done == 1, \
-            f"{n} tokens: after step {s} of {steps} {n - done} are left of {n - before}"
+        lowest, highest = (max(1, min(before - 1, math.floor(n * share + slack)))
+                           for slack in (-1e-9, 1e-9))
+        left = before - size
+        assert lowest <= left <= highest or schedule == "constant" and left == highest + 1, \
+            f"{n} tokens: after step {s} of {steps} {left} are left, not {highest}"
+        before = left
 
 
 def slow_filter(row: list[float], temperature: float, top_k: int, top_p: float) -> set[int]:
@@ -81,7 +85,8 @@ def test_temperature_has_its_limits(v, seed, noise):
     """Towards 0 the largest logit is certain, and at 0 it is; towards infinity all are alike."""
     logits = 3 * torch.randn(v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     largest, at = logits.argmax().item(), torch.tensor(noise, dtype=torch.float64)
-    assert inverse_cdf(filter_logits(logits, 0), at).item() == largest
+    assert inverse_cdf(filter_logits(logits, 0), at).item() == largest, \
+        f"temperature 0, logits {short(logits)}, noise {noise:.4g}: not the largest"
     top = logits.topk(min(2, v)).values
     if v == 1 or top[0] - top[1] > 0.01:
         assert inverse_cdf(filter_logits(logits, 1e-4), at).item() == largest, \
@@ -143,7 +148,7 @@ def test_noise_belongs_to_seed_and_position(case, data):
     wrong = [p for p in first if first[p] != second[p]]
     assert not wrong, \
         f"position {wrong[0]} drew at {first[wrong[0]]:.4f}, then at {second[wrong[0]]:.4f}"
-    assert all(0 <= u < 1 for u in first.values())
+    assert all(0 <= u < 1 for u in first.values()), f"not in [0, 1): {first}"
     if len(first) > 1:
         assert len(set(first.values())) > 1, "every position has the same number"
 
@@ -153,7 +158,7 @@ def test_seeds_have_orders_and_noise_of_their_own(first, second, n):
     """Two seeds agree in neither (once in 10^18 they might in an order: 1/20!)."""
     assume(first != second)
     orders, noise = random_orders([first, second], n), position_noise([first, second], n)
-    assert sorted(orders[0].tolist()) == list(range(n)) and noise.shape == (2, n)
+    assert sorted(orders[0].tolist()) == list(range(n)), f"no permutation: {orders[0].tolist()}"
     assert not torch.equal(*orders), f"seeds {first} and {second} share an order"
     assert not torch.isclose(*noise, rtol=0, atol=1e-9).all(), \
         f"seeds {first} and {second} share their noise"

@@ -34,7 +34,8 @@ def rewritten(owner: object, name: str, edits: list[tuple[str, str]]) -> object:
     source = textwrap.dedent(inspect.getsource(original))
     for old, new in edits:
         if source.count(old) != 1:
-            raise LookupError(f"{owner.__name__}.{name} has {source.count(old)} times: {old}")
+            raise LookupError(f"{owner.__name__}.{name} has {source.count(old)} times: {old}\n"
+                              "(the package has changed: mend it, or the mutant's edit)")
         source = source.replace(old, new)
     module = sys.modules[inspect.unwrap(original).__module__]
     space: dict = {}
@@ -93,7 +94,7 @@ def kill(mutant: Mutant, shrink: bool = False) -> Kill | None:
         mutant.killer.claim(**quantities)
 
     claim.__signature__ = signature = inspect.signature(mutant.killer.claim)
-    search = settings(max_examples=max(100, mutant.killer.examples), deadline=None, database=None,
+    search = settings(max_examples=mutant.killer.examples, deadline=None, database=None,
                       derandomize=True, report_multiple_bugs=False,
                       phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
                       suppress_health_check=list(HealthCheck))
@@ -101,7 +102,7 @@ def kill(mutant: Mutant, shrink: bool = False) -> Kill | None:
         try:
             search(given(**mutant.killer.quantities)(claim))()
         except AssertionError as failure:
-            return Kill(dict(drawn), str(failure).splitlines()[0])
+            return Kill(dict(drawn), (str(failure) or "?").splitlines()[0])
     return None
 
 

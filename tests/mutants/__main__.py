@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", default="", help="only mutants with this in their name")
     parser.add_argument("--diff", action="store_true", help="show the edits and run nothing")
     options = parser.parse_args()
-    chosen = [m for m in MUTANTS if options.name in m.name]
+    chosen = [m for m in MUTANTS if options.name.lower() in m.name.lower()]
     if not chosen:
         parser.error(f"{options.name}: no mutant has this in its name")
     for row in map(diff, chosen) if options.diff else table(chosen):
