@@ -1,6 +1,7 @@
 """What step sizes, filters, noise and the inverse CDF must hold for themselves."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
@@ -16,10 +17,9 @@ from arpg_mini.decoding import (
     random_orders,
     step_sizes,
 )
-from tests.strategies import decodes, for_all, permutations, seeds, short
+from tests.strategies import decodes, for_all, permutations, seeds, short, trace
 
 pytestmark = pytest.mark.equivalence
-
 
 
 @for_all(200, n=st.integers(1, 300), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
@@ -43,6 +43,21 @@ def test_steps_add_up_and_follow_their_curve(n, schedule, data):
         assert lowest <= left <= highest or schedule == "constant" and left == highest + 1, \
             f"{n} tokens: after step {s} of {steps} {left} are left, not {highest}"
         before = left
+
+
+@for_all(40, case=decodes(), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
+def test_a_schedule_decodes_as_its_sizes(case, schedule, data):
+    """T steps of a schedule are the steps `step_sizes` gives for the unknown positions.
+
+    Broken if known positions are counted in, or the schedule is not passed on.
+    """
+    assume(case.sizes)
+    steps, unknown = data.draw(st.integers(1, sum(case.sizes)), label="T"), sum(case.sizes)
+    sizes = step_sizes(unknown, steps, schedule)
+    shares = trace(decode, case.model, case.labels, case.seeds,
+                   **case.settings | dict(steps=steps, schedule=schedule)).share_done
+    expected = [done / unknown for done in accumulate(sizes)]
+    assert shares == expected, f"{steps} steps, {schedule}: shares done {shares}, not {expected}"
 
 
 def slow_filter(row: list[float], temperature: float, top_k: int, top_p: float) -> set[int]:

@@ -127,6 +127,8 @@ MUTANTS = [
     Mutant("last step takes its share, not the rest",
            sampling.test_steps_add_up_and_follow_their_curve,
            (decoding, "step_sizes", " if s < steps else n - done", "")),
+    Mutant("schedule not passed on", sampling.test_a_schedule_decodes_as_its_sizes,
+           (*PLAN, "step_sizes(unknown, sizes, settings.schedule)", "step_sizes(unknown, sizes)")),
     Mutant("logits scattered back to raster order", whole.test_teacher_forcing,
            (*FORWARD, "return self.head(x)",
             "return self.head(x.scatter(1, orders[..., None].expand_as(x), x))")),
