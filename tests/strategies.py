@@ -73,11 +73,11 @@ def partial_images(n: int) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def new_model(grid: tuple[int, int], layers: tuple[int, int], heads: int, head_width: int,
-              **more) -> ARPG:
+              rope_base: float = 10000.0, **more) -> ARPG:
     """A small float64 model with weights of order one."""
     return tiny_model(**dict(grid=grid, content_layers=layers[0], query_layers=layers[1],
-                             heads=heads, dim=heads * head_width, vocab_size=V,
-                             num_classes=C) | more)
+                             heads=heads, dim=heads * head_width, vocab_size=V, num_classes=C,
+                             rope_base=rope_base) | more)
 
 
 model_of = lru_cache(maxsize=200)(new_model)     # shared: leave it as it was
@@ -91,9 +91,11 @@ class Decode:
     """
 
     grid: tuple[int, int]
+    trained: tuple[int, int]                     # the model's own grid
     layers: tuple[int, int]
     heads: int
     head_width: int
+    rope_base: float
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
     orders: tuple[tuple[int, ...], ...] | None   # one permutation a sample; None: the seeds' own
@@ -101,12 +103,13 @@ class Decode:
     within_step: str
     guidance: float
     guidance_schedule: str
-    known: tuple[int, ...]                       # -1 where unknown
+    known: tuple[int, ...]                       # -1 where unknown, else the id for seed 0
 
     def __repr__(self) -> str:
         def run(numbers):
             return " ".join(map(str, numbers))
-        parts = [f"grid {self.grid[0]}×{self.grid[1]}",
+        trained = f" (trained {self.trained[0]}×{self.trained[1]})" * (self.trained != self.grid)
+        parts = [f"grid {self.grid[0]}×{self.grid[1]}{trained}",
                  f"{self.layers[0]}+{self.layers[1]} layers, {self.heads}×{self.head_width} wide",
                  f"class {run('none' if y == C else y for y in self.labels)}",
                  f"seed {run(self.seeds)}"]
@@ -123,10 +126,17 @@ class Decode:
 
     @property
     def model(self) -> ARPG:
-        return model_of(self.grid, self.layers, self.heads, self.head_width)
+        return model_of(self.trained, self.layers, self.heads, self.head_width, self.rope_base)
 
     def new_model(self, **more) -> ARPG:
-        return new_model(self.grid, self.layers, self.heads, self.head_width, **more)
+        return new_model(self.trained, self.layers, self.heads, self.head_width, self.rope_base,
+                         **more)
+
+    @property
+    def known_rows(self) -> Tensor:
+        """(B, N): the same positions known in every sample, with other ids in each."""
+        known, by_sample = torch.tensor(self.known), torch.tensor(self.seeds)[:, None]
+        return torch.where(known >= 0, (known + by_sample) % V, -1)
 
     @property
     def unknown_orders(self) -> Tensor:
@@ -135,7 +145,7 @@ class Decode:
 
     @property
     def settings(self) -> dict:
-        return dict(steps=list(self.sizes), known=torch.tensor(self.known), grid=self.grid,
+        return dict(steps=list(self.sizes), known=self.known_rows, grid=self.grid,
                     orders=None if self.orders is None else torch.tensor(self.orders),
                     within_step=self.within_step, guidance=self.guidance,
                     guidance_schedule=self.guidance_schedule)
@@ -153,25 +163,28 @@ class Decode:
         step = sum(end <= t for end in ends)
         groups = [["class"], [p for p, x in enumerate(self.known) if x >= 0]]
         groups += [order[start:end] for start, end in zip([0, *ends], ends[:step])]
-        may_read = " | ".join(" ".join(map(str, group)) for group in groups if group)
+        may_read = ", then ".join(" ".join(map(str, group)) for group in groups if group)
         return (f"sample {b}, step {step}, query at position {order[t]}, which may read {may_read} "
-                f"({self.within_step} within |)")
+                f"({self.within_step})")
 
 
 def a_decode(draw, *, one_a_step: bool = False, nothing_known: bool = False, steps: bool = True,
-             own_orders: bool = False,
+             own_orders: bool = False, as_trained: bool = False,
              batch: st.SearchStrategy[int] = st.sampled_from([1, 2, 3])) -> Decode:
     grid = draw(grids)
     n, b = grid[0] * grid[1], draw(batch)
     known = (-1,) * n if nothing_known or not steps else draw(partial_images(n))
     unknown = sum(x < 0 for x in known)
     sizes = (1,) * unknown if one_a_step else draw(compositions(unknown)) if steps else None
+    other_grid = steps and not as_trained and draw(st.booleans())
     return Decode(
-        grid=grid, layers=draw(layers), heads=draw(heads), head_width=draw(head_widths),
+        grid=grid, trained=draw(grids) if other_grid else grid,
+        rope_base=draw(st.sampled_from([10000.0, 100.0])), layers=draw(layers),
+        heads=draw(heads), head_width=draw(head_widths),
         labels=draw(st.tuples(*[labels] * b)), seeds=draw(st.tuples(*[seeds] * b)),
         orders=None if own_orders else draw(st.tuples(*[permutations(n)] * b)), sizes=sizes,
         within_step=draw(st.sampled_from(decoding.WITHIN_STEP)),
-        guidance=draw(st.sampled_from([1.0, 2.5, 7.0])),
+        guidance=draw(st.sampled_from([1.0, 2.5, 7.0, 1.0, 0.5, 0.0])),
         guidance_schedule=draw(st.sampled_from(decoding.GUIDANCE_SCHEDULES)), known=known)
 
 
@@ -222,8 +235,18 @@ def trace(decoder: Callable, model: ARPG, labels, seeds, draws: Tensor | None = 
 
 
 def short(numbers) -> str:
-    """Numbers for a message, to four digits."""
+    """Numbers for a message, to six digits."""
     if isinstance(numbers, torch.Tensor):
         numbers = numbers.tolist()
     return ("[" + ", ".join(map(short, numbers)) + "]" if isinstance(numbers, list)
-            else f"{numbers:.4g}")
+            else f"{numbers:.6g}")
+
+
+def chi_squared_p(counts: Tensor, expected: Tensor) -> float:
+    """How often a true sampler's counts are as far off; cells expecting under 10 are pooled."""
+    rare = expected < 10
+    counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
+    return torch.special.gammaincc(freedom, statistic / 2).item()

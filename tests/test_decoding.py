@@ -32,9 +32,15 @@ def test_streaming_decodes_every_position_once_and_ends_as_decode_does():
 
 
 def test_named_orders_are_permutations_that_do_what_they_say():
-    for name in ("raster", "column", "spiral", "outward", "checkerboard"):
-        for grid in ((1, 1), (3, 4), (5, 2), (6, 6)):
+    for grid in ((1, 1), (3, 4), (5, 2), (6, 6)):
+        for name in ("raster", "column", "spiral", "outward", "checkerboard"):
             assert sorted(named_order(name, grid).tolist()) == list(range(grid[0] * grid[1]))
+        centre = (torch.tensor(grid) - 1) / 2
+        away = [(torch.tensor(divmod(p, grid[1])) - centre).square().sum()
+                for p in named_order("outward", grid).tolist()]
+        assert away == sorted(away)
+        first = named_order("checkerboard", grid)[:(grid[0] * grid[1] + 1) // 2]
+        assert all(sum(divmod(p, grid[1])) % 2 == 0 for p in first.tolist())
     assert named_order("spiral", (3, 4)).tolist() == [0, 1, 2, 3, 7, 11, 10, 9, 8, 4, 5, 6]
     assert named_order("column", (2, 3)).tolist() == [0, 3, 1, 4, 2, 5]
 
@@ -57,3 +63,11 @@ def test_order_noise_and_positions_use_separate_streams():
     noise."""
     order, noise = random_orders([0], 1000)[0].double(), position_noise([0], 1000)[0]
     assert abs(np.corrcoef(order, noise)[0, 1]) < 0.17          # 5 standard deviations
+
+
+def test_a_seed_gives_the_same_image_for_ever():
+    """Broken if orders or noise come from another stream than the one images were published with.
+    """
+    orders, noise = random_orders([7, 2**31 + 7], 6), position_noise([7], 3)[0]
+    assert orders.tolist() == [[5, 4, 1, 3, 2, 0], [4, 5, 0, 2, 1, 3]]
+    assert noise.tolist() == [0.12054820956228385, 0.7570673923160587, 0.9055173761100825]

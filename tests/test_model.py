@@ -26,7 +26,13 @@ def test_a_fresh_models_loss_is_ln_v():
     loss = model(tokens, torch.tensor([0, 10]), random_orders([0, 1], 12), loss_rows=5)
     assert loss.item() == pytest.approx(math.log(100), abs=1e-6)
     assert model.embedding.weight.shape == (100 + 10 + 3, 32)
-    assert 0.018 < model.content[0].attention.qkv.weight.std() < 0.022
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            assert (weight == 1).all(), name
+        elif name == "head.weight":
+            assert (weight == 0).all()
+        else:
+            assert 0.018 < weight.std() < 0.022 and abs(weight.mean()) < 0.002, name
 
 
 def test_causality_belongs_to_the_call():

@@ -17,7 +17,7 @@ from arpg_mini.decoding import (
     random_orders,
     step_sizes,
 )
-from tests.strategies import decodes, for_all, permutations, seeds, short, trace
+from tests.strategies import V, decodes, for_all, permutations, seeds, short, trace
 
 pytestmark = pytest.mark.equivalence
 
@@ -45,7 +45,7 @@ def test_steps_add_up_and_follow_their_curve(n, schedule, data):
         before = left
 
 
-@for_all(40, case=decodes(), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
+@for_all(case=decodes(), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
 def test_a_schedule_decodes_as_its_sizes(case, schedule, data):
     """T steps of a schedule are the steps `step_sizes` gives for the unknown positions.
 
@@ -75,27 +75,73 @@ def slow_filter(row: list[float], temperature: float, top_k: int, top_p: float) 
     return keep
 
 
-@for_all(150, shape=st.lists(st.integers(1, 4), max_size=2), v=st.integers(1, 9), seed=seeds,
-         temperature=st.sampled_from([0.5, 1.0, 2.0]), top_k=st.integers(0, 10),
-         top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]))
-def test_filters_are_their_slow_definition(shape, v, seed, temperature, top_k, top_p):
+@for_all(300, shape=st.lists(st.integers(1, 4), max_size=2), v=st.integers(1, 9), seed=seeds,
+         ties=st.booleans(), temperature=st.sampled_from([0.5, 1.0, 2.0]),
+         top_k=st.integers(0, 10), top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+def test_filters_are_their_slow_definition(shape, v, seed, ties, temperature, top_k, top_p):
     """What stays is logits / temperature, the rest -inf; rows of any shape do not mix.
 
-    Broken if the id that crosses top_p is cut, a filter runs along another axis, or temperature
-    comes in at the wrong place.
+    Which of equally likely ids top_p keeps is not said, only how many.
+    Broken if the id that crosses top_p is cut, a filter runs along another axis, temperature comes
+    in at the wrong place, or one of two equals is lost to top_k.
     """
     logits = torch.randn(*shape, v, dtype=torch.float64,
                          generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if ties else logits
     rows = filter_logits(logits, temperature, top_k, top_p).reshape(-1, v).tolist()
     for given_row, row in zip(logits.reshape(-1, v).tolist(), rows):
-        keep = slow_filter(given_row, temperature, top_k, top_p)
-        expected = [x / temperature if i in keep else -math.inf for i, x in enumerate(given_row)]
-        assert all(a == b or math.isclose(a, b, abs_tol=1e-12) for a, b in zip(row, expected)), \
+        keep, scaled = slow_filter(given_row, temperature, top_k, top_p), []
+        scaled = [x / temperature for x in given_row]
+        kept = [i for i, x in enumerate(row) if x > -math.inf]
+        right = sorted(scaled[i] for i in keep) == sorted(row[i] for i in kept)
+        assert right and all(row[i] == scaled[i] for i in kept), \
             (f"logits {short(given_row)}: ids {sorted(keep)} stay, divided by {temperature}; "
              f"got {short(row)}")
 
 
-@for_all(60, v=st.integers(1, 9), seed=seeds, noise=st.floats(0, 1, exclude_max=True))
+guidances = st.sampled_from([1.0, 2.5, 0.0, 7.0])
+
+
+@for_all(200, seed=seeds, batch=st.integers(1, 3), m=st.sampled_from([1, 40]),
+         share=st.floats(0.01, 1), guidance=guidances, schedule=st.sampled_from(decoding.GUIDANCE_SCHEDULES),
+         temperature=st.sampled_from([1.0, 0.5, 2.0, 0.0]), top_k=st.sampled_from([0, 1, 3]),
+         top_p=st.sampled_from([1.0, 0.9, 0.5]), dtype=st.sampled_from([torch.float64,
+                                                                       torch.bfloat16]))
+def test_sample_is_its_definition(seed, batch, m, share, guidance, schedule, temperature, top_k,
+                                  top_p, dtype):
+    """Guidance, then temperature, top-k, top-p, then the id at which the running sum of
+    probabilities passes the uniform number; in float32 at least.
+
+    Broken if a setting is dropped, comes twice or in another order.
+    """
+    g, halves = torch.Generator().manual_seed(seed), 1 if guidance == 1 else 2
+    logits = 2 * torch.randn(halves * batch, m, V, dtype=torch.float64, generator=g)
+    logits = logits.to(dtype)
+    noise = torch.rand(batch, m, dtype=torch.float64, generator=g)
+    how = decoding.Settings(guidance=guidance, guidance_schedule=schedule, top_k=top_k,
+                            temperature=temperature, top_p=top_p)
+    got = decoding.sample(logits, noise, share, how).tolist()
+    s = guidance if schedule == "constant" else 1 + (guidance - 1) * share
+    for b in range(batch):
+        for t in range(m):
+            row = logits[b, t].double()
+            if halves == 2:
+                u = logits[batch + b, t].double()
+                row = u + (row - u) * s
+            row = row.tolist()
+            keep = (slow_filter(row, temperature, top_k, top_p) if temperature
+                    else {max(range(V), key=lambda i: row[i])})
+            weights = [math.exp((x - max(row)) / (temperature or 1)) * (i in keep)
+                       for i, x in enumerate(row)]
+            sums = list(accumulate(w / sum(weights) for w in weights))
+            at = noise[b, t].item()
+            assume(min(abs(x - at) for x in sums) > (1e-9 if dtype == torch.float64 else 1e-5))
+            expected = next(i for i, x in enumerate(sums) if at < x)
+            assert got[b][t] == expected, \
+                f"sample {b}, query {t}: id {got[b][t]}, by definition {expected} of {short(sums)}"
+
+
+@for_all(150, v=st.integers(1, 9), seed=seeds, noise=st.floats(0, 1, exclude_max=True))
 def test_temperature_has_its_limits(v, seed, noise):
     """Towards 0 the largest logit is certain, and at 0 it is; towards infinity all are alike."""
     logits = 3 * torch.randn(v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -168,13 +214,16 @@ def test_noise_belongs_to_seed_and_position(case, data):
         assert len(set(first.values())) > 1, "every position has the same number"
 
 
-@for_all(first=seeds, second=seeds, n=st.integers(20, 40))
+@for_all(first=seeds, second=seeds | st.integers(0, 40).map(lambda k: 2**k),
+         n=st.integers(20, 40))
 def test_seeds_have_orders_and_noise_of_their_own(first, second, n):
     """Two seeds agree in neither (once in 10^18 they might in an order: 1/20!)."""
     assume(first != second)
     orders, noise = random_orders([first, second], n), position_noise([first, second], n)
     assert sorted(orders[0].tolist()) == list(range(n)), f"no permutation: {orders[0].tolist()}"
     assert not torch.equal(*orders), f"seeds {first} and {second} share an order"
+    assert noise.dtype == torch.float64 and (noise * 2**24 % 1 > 0).any(), \
+        f"seed {first}: noise of 24 bits or fewer: rare ids of many are never drawn"
     assert not torch.isclose(*noise, rtol=0, atol=1e-9).all(), \
         f"seeds {first} and {second} share their noise"
     ranks = noise[0].argsort()
