@@ -1,8 +1,9 @@
-"""Draw images from a trained run.
+"""Draw images from a trained run, or from the authors' weights.
 
 python sample_mini.py runs/shapes --classes 3,7 --count 16 --steps 16 --guidance 3 --out samples.png
 python sample_mini.py runs/shapes --count 8 --gif steps.gif
 python sample_mini.py runs/shapes --npz samples.npz --count 50000
+python sample_mini.py --released arpg_300m.pt --tokenizer vq_ds16_c2i.pt --classes 207,360
 """
 
 import sys
@@ -15,10 +16,14 @@ ORDERS = ("random", "raster", "column", "spiral", "outward", "checkerboard")
 
 def parse(arguments: list[str] | None = None):
     parser = Parser("sample_mini.py", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="run folder, as train_mini.py leaves it")
+    parser.add_argument("run", type=Path, nargs="?",
+                        help="run folder, as train_mini.py leaves it; or --released")
     what = parser.add_argument_group("what")
     what.add_argument("--classes", help="numbers or names, with commas (default: all, in turn)")
-    what.add_argument("--count", type=int, default=40, help="images in all (default 40)")
+    what.add_argument("--released", type=Path, help="the authors' ARPG weights, in place of a run")
+    what.add_argument("--tokenizer", type=Path, help="the tokenizer that goes with --released")
+    what.add_argument("--count", type=int, help="images in all (default 40, or one of each of "
+                      "--classes with --released)")
     what.add_argument("--seed", type=int, default=0, help="image i is made from seed + i")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int,
@@ -26,9 +31,10 @@ def parse(arguments: list[str] | None = None):
     how.add_argument("--schedule", default="arccos",
                      help="sizes of the steps: arccos, cosine or constant")
     how.add_argument("--guidance", type=float,
-                     help="strength of classifier-free guidance (default: the run's; 1: none)")
-    how.add_argument("--guidance-schedule",
-                     help="linear (rises to --guidance) or constant (default: the run's)")
+                     help="strength of classifier-free guidance (default: the run's, or the "
+                          "paper's best for the released size and --steps; 1: none)")
+    how.add_argument("--guidance-schedule", help="linear (rises to --guidance) or constant "
+                     "(default: the run's; linear with --released)")
     how.add_argument("--temperature", type=float, default=1.0,
                      help="below 1 safer, above 1 wilder; 0: the likeliest id")
     how.add_argument("--top-k", type=int, default=0,
@@ -47,7 +53,8 @@ def parse(arguments: list[str] | None = None):
     where.add_argument("--npz", type=Path,
                        help="all images as arr_0, their classes as arr_1, for evaluators")
     where.add_argument("--columns", type=int, default=10, help="of the grid")
-    where.add_argument("--batch-size", type=int, default=100, help="images drawn at a time")
+    where.add_argument("--batch-size", type=int, help="images drawn at a time (default: 100, "
+                       "fewer if they are large)")
     where.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     where.add_argument("--gpus", type=int, default=1,
                        help="processes that share the work, one a GPU")
@@ -55,9 +62,16 @@ def parse(arguments: list[str] | None = None):
 
 
 def check(options) -> None:
+    if (options.run is None) == (options.released is None):
+        raise UserError("give a run folder or --released FILE, one of the two")
+    if (options.released is None) != (options.tokenizer is None):
+        raise UserError("--released FILE and --tokenizer FILE go together")
+    if options.count is None:
+        one_each = options.released and options.classes
+        options.count = options.classes.count(",") + 1 if one_each else 40
     for flag, value in (("--count", options.count), ("--columns", options.columns),
                         ("--batch-size", options.batch_size), ("--gpus", options.gpus)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{flag} {value}: must be 1 or more")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more")
@@ -92,26 +106,45 @@ def pick_classes(text: str | None, names: list[str]) -> list[int]:
     return picked
 
 
+def load(options, device):
+    """The model and tokenizer asked for, the classes' names, the guidance and its schedule."""
+    import torch
+
+    from arpg_mini import checkpoint, pretrained
+    if options.released:
+        tokenizer = pretrained.load_any_tokenizer(options.tokenizer)[0].to(device)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        model = pretrained.load_released_arpg(options.released, dtype=dtype, device=device)
+        steps = options.steps or model.config.grid[0] * model.config.grid[1] // 4
+        return (model, tokenizer, list(map(str, range(model.config.num_classes))),
+                pretrained.best_guidance(model.config, steps), "linear")
+    if not options.run.is_dir():
+        raise UserError(f"{options.run}: no such run folder; make one with train_mini.py")
+    model, saved = checkpoint.load_model(options.run / "model.pt", options.weights)
+    tokenizer, _ = checkpoint.load_tokenizer(options.run / "tokenizer.pt")
+    return (model.to(device), tokenizer.to(device), saved["classes"], saved["guidance"],
+            saved["guidance_schedule"])
+
+
 def draw(options, device) -> None:
     """All images, in every process: each draws its part of every batch, process 0 writes."""
     import numpy as np
     from tqdm import tqdm
 
-    from arpg_mini import checkpoint, distributed, images
+    from arpg_mini import distributed, images
     from arpg_mini.decoding import Settings, decode_steps, named_order
-    if not options.run.is_dir():
-        raise UserError(f"{options.run}: no such run folder; make one with train_mini.py")
-    model, saved = checkpoint.load_model(options.run / "model.pt", options.weights)
-    tokenizer, _ = checkpoint.load_tokenizer(options.run / "tokenizer.pt")
-    model.to(device), tokenizer.to(device)
-    grid, classes = model.config.grid, pick_classes(options.classes, saved["classes"])
+    model, tokenizer, names, guidance, guidance_schedule = load(options, device)
+    if tokenizer.config.codebook_size != model.config.vocab_size:
+        raise UserError(f"--tokenizer {options.tokenizer}: has {tokenizer.config.codebook_size} "
+                        f"ids; the model draws {model.config.vocab_size}")
+    grid, classes = model.config.grid, pick_classes(options.classes, names)
     n = grid[0] * grid[1]
     steps = max(1, n // 4) if options.steps is None else options.steps
     if not 1 <= steps <= n:
         raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
     settings = dict(steps=steps, schedule=options.schedule,
-                    guidance_schedule=options.guidance_schedule or saved["guidance_schedule"],
-                    guidance=saved["guidance"] if options.guidance is None else options.guidance,
+                    guidance_schedule=options.guidance_schedule or guidance_schedule,
+                    guidance=guidance if options.guidance is None else options.guidance,
                     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
                     within_step=options.within_step)
     if options.order != "random":
@@ -121,9 +154,17 @@ def draw(options, device) -> None:
     except ValueError as error:
         raise UserError(f"--{error.args[0].replace('_', '-', 1)}") from None
 
+    side = tuple(g * tokenizer.config.stride for g in grid)
+    at_a_time = options.batch_size or min(100, max(1, 2**20 // (side[0] * side[1])))
+    starts, rank, world = (range(0, options.count, at_a_time), distributed.rank(),
+                           distributed.world())
+    bar = tqdm(total=(len(starts) + bool(options.gif)) * steps, desc="draw", unit="step",
+               disable=rank > 0)
+
     def pictures(rows: range, frames: list | None = None) -> np.ndarray:
         labels = [classes[i % len(classes)] for i in rows]
         for ids in decode_steps(model, labels, [options.seed + i for i in rows], **settings):
+            bar.update()
             if frames is not None:
                 known = (ids >= 0).view(-1, *grid).cpu().numpy()
                 shown = images.to_uint8(tokenizer.decode(ids.clamp(min=0).view(-1, *grid)))
@@ -131,16 +172,15 @@ def draw(options, device) -> None:
         return images.to_uint8(tokenizer.decode(ids.view(-1, *grid)))
 
     def batches():
-        rank, world = distributed.rank(), distributed.world()
-        for start in tqdm(range(0, options.count, options.batch_size), "draw", disable=rank > 0):
-            size = min(options.batch_size, options.count - start)
+        for start in starts:
+            size = min(at_a_time, options.count - start)
             mine = range(start + rank * size // world, start + (rank + 1) * size // world)
             part = pictures(mine) if len(mine) else None
             parts = distributed.gather(part)
             if rank == 0:
                 yield np.concatenate([p for p in parts if p is not None])
 
-    zoom = max(1, 64 // (grid[0] * tokenizer.config.stride))
+    zoom = max(1, 64 // side[0])
     kept, done = [], batches()
     if options.out:
         kept = list(done)
@@ -148,7 +188,7 @@ def draw(options, device) -> None:
         if distributed.rank() == 0:
             images.save_png(options.out, images.grid(np.concatenate(kept), options.columns, zoom))
             print(options.out)
-    shape = (options.count, *(g * tokenizer.config.stride for g in grid), 3)
+    shape = (options.count, *side, 3)
     labels = np.array([classes[i % len(classes)] for i in range(options.count)], np.int64)
     if options.npz and distributed.rank() == 0:
         images.save_npz(options.npz, done, shape, labels)
@@ -161,6 +201,7 @@ def draw(options, device) -> None:
         pictures(range(len(frames[0])), frames)
         images.save_gif(options.gif, [images.grid(f, options.columns, zoom) for f in frames])
         print(options.gif)
+    bar.close()
 
 
 def main() -> int:

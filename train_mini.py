@@ -30,7 +30,8 @@ def parse(arguments: list[str] | None = None):
     what = parser.add_argument_group("what to train on")
     what.add_argument("--preset", help="named sizes and settings: " + ", ".join(presets()))
     what.add_argument("--data", help="shapes (default), fashion-mnist, or a folder of classes")
-    what.add_argument("--tokenizer", type=Path, help="a trained tokenizer.pt (default: train one)")
+    what.add_argument("--tokenizer", type=Path,
+                      help="a trained tokenizer.pt, or the released VQ-16 (default: train one)")
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, help="run folder (default: runs/PRESET)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -68,15 +69,15 @@ def get_tokenizer(run: dict, out: Path, pictures, options, stop, device):
     import torch
     from tqdm import tqdm
 
-    from arpg_mini import checkpoint, training
+    from arpg_mini import checkpoint, pretrained, training
     from arpg_mini.tokenizer import VQTokenizer
     path, config = out / "tokenizer.pt", TrainConfig(**run["train"])
     if run["tokenizer_file"]:
         if not path.exists():
-            tokenizer, saved = checkpoint.load_tokenizer(Path(run["tokenizer_file"]))
-            if saved["step"] < saved["steps"]:
+            tokenizer, saved = pretrained.load_any_tokenizer(Path(run["tokenizer_file"]))
+            if saved and saved["step"] < saved["steps"]:
                 raise UserError(f"--tokenizer {run['tokenizer_file']}: is only half trained")
-            checkpoint.save_tokenizer(path, tokenizer, step=saved["step"], steps=saved["steps"])
+            checkpoint.save_tokenizer(path, tokenizer)
         return checkpoint.load_tokenizer(path)[0].to(device)
     torch.manual_seed(run["seed"])
     tokenizer, start, state = VQTokenizer(TokenizerConfig(**run["tokenizer"])), 0, None
@@ -110,7 +111,7 @@ def leave(out: Path, step: int, stop) -> int:
 
 def get_ids(run: dict, options, stop, device) -> None:
     """Leave `config.json`, `tokenizer.pt`, `ids/train` and `ids/val` in the run folder."""
-    from arpg_mini import checkpoint, data, training
+    from arpg_mini import checkpoint, data, pretrained, training
     out = options.out
     pictures, held_out = load_pictures(run)
     _, sample = pictures.load(range(min(64, len(pictures))))
@@ -118,7 +119,7 @@ def get_ids(run: dict, options, stop, device) -> None:
         raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
     stride = TokenizerConfig(**run["tokenizer"]).stride
     if run["tokenizer_file"] and not options.resume:
-        stride = checkpoint.load_tokenizer(Path(run["tokenizer_file"]))[0].config.stride
+        stride = pretrained.load_any_tokenizer(Path(run["tokenizer_file"]))[0].config.stride
     if sample.shape[1] % stride:
         raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
                         f"{stride}")

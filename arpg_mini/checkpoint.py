@@ -38,16 +38,21 @@ def save(path: Path, kind: str, **content) -> None:
     write_whole(path, lambda file: torch.save({"format": FORMAT, "kind": kind, **content}, file))
 
 
-def load(path: Path, kind: str) -> dict:
-    """Read what `save` wrote, onto the CPU. UserError names a file that is not that."""
+def read(path: Path, **how):
+    """`torch.load` onto the CPU, never unpickling objects. UserError names an unreadable file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, **how)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # the unpickler of a hostile file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint, truncated or foreign "
                         f"({reason[:100]})") from None
+
+
+def load(path: Path, kind: str) -> dict:
+    """Read what `save` wrote. UserError names a file that is not that."""
+    content = read(path)
     if (not isinstance(content, dict) or content.get("format") != FORMAT
             or content.get("kind") != kind):
         raise UserError(f"{path}: is no {kind} of this program")

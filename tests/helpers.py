@@ -1,12 +1,14 @@
 """What several tests need: tiny models with weights large enough for mistakes to show."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from arpg_mini import ARPG, ModelConfig
+from arpg_mini.pretrained import load_released_arpg
 from tests.golden.recipe import tensor
 
 ROOT = Path(__file__).parent.parent
@@ -50,33 +52,10 @@ def golden(name: str) -> tuple[dict, dict, dict]:
 
 
 def golden_arpg() -> tuple[ARPG, dict, dict]:
-    """The golden model: released names mapped to ours, with the fused products put together."""
+    """The golden model, loaded as a released checkpoint is, with the golden arrays and sizes."""
     arrays, config, released = golden("arpg_tiny.npz")
-    ours = {"embedding.weight": released.pop("embeddings.weight"),
-            "head.weight": released.pop("head.weight"), "norm.gain": released.pop("norm.weight"),
-            "kv_norm.gain": released.pop("layers.norm.weight"),
-            "kv.weight": torch.cat([released.pop("layers.to_k.weight"),
-                                    released.pop("layers.to_v.weight")])}
-    layers = config["depth"] // 2
-    for theirs, mine in (("self_dec", "content"), ("cross_dec", "query")):
-        for i in range(layers):
-            def take(name):
-                return released.pop(f"layers.{theirs}.{i}.{name}.weight")
-            if mine == "content":
-                ours[f"{mine}.{i}.attention.qkv.weight"] = torch.cat(
-                    [take(f"attn.to_{x}") for x in "qkv"])
-            else:
-                ours[f"{mine}.{i}.attention.q.weight"] = take("attn.to_q")
-            ours[f"{mine}.{i}.attention.out.weight"] = take("attn.proj")
-            ours[f"{mine}.{i}.ffn.w13.weight"] = torch.cat([take("ffn.w1"), take("ffn.w3")])
-            ours[f"{mine}.{i}.ffn.w2.weight"] = take("ffn.w2")
-            ours[f"{mine}.{i}.attention_norm.gain"] = take("attn_norm")
-            ours[f"{mine}.{i}.ffn_norm.gain"] = take("ffn_norm")
-    assert not released, f"released tensors without a place: {list(released)}"
-    model = ARPG(ModelConfig(dim=config["dim"], content_layers=layers, query_layers=layers,
-                             heads=config["heads"], vocab_size=config["vocab_size"],
-                             num_classes=config["num_classes"],
-                             grid=(config["grid"], config["grid"]),
-                             ffn_hidden=ours["content.0.ffn.w2.weight"].shape[1]))
-    model.load_state_dict(ours)
-    return model.eval(), arrays, config
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"model": released}, Path(folder) / "arpg.pt")
+        model = load_released_arpg(Path(folder) / "arpg.pt", grid=(config["grid"],) * 2,
+                                   head_dim=config["dim"] // config["heads"])
+    return model, arrays, config

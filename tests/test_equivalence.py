@@ -1,10 +1,10 @@
 """Parallel equals sequential: the seven properties of ARPG, for all grids, orders, steps, models.
 
 Read them as the specification. Each says what would be broken if it failed; `tests/mutants/` breaks
-the code in seventy ways, and each time the property named there notices. All but the eighth are in
-float64, where logits of order ten differ by 1e-14 or so if they are the same; 1e-9 is allowed. Ids
-are then the same too, but for a uniform number that falls that close to a boundary: once in many
-millions of runs.
+the code in some ninety ways, and each time the property named there notices. All but the eighth are
+in float64, where logits of order ten differ by 1e-14 or so if they are the same; 1e-9 is allowed.
+Ids are then the same too, but for a uniform number that falls that close to a boundary: once in
+many millions of runs.
 """
 
 import copy
@@ -31,6 +31,7 @@ from tests.strategies import (
     layers,
     lessons,
     model_of,
+    short,
 )
 
 pytestmark = pytest.mark.equivalence

@@ -8,7 +8,9 @@ import pytest
 from arpg_mini import decoding
 from arpg_mini.model import ARPG
 from tests import test_attention, test_equivalence, test_invariants, test_sampling
+from tests.helpers import ROOT
 from tests.mutants import Mutant, applied, diff, kill
+from tests.mutants.__main__ import row
 from tests.mutants.catalogue import MUTANTS
 
 pytestmark = pytest.mark.equivalence
@@ -29,6 +31,13 @@ def test_every_assertion_of_a_property_says_what_is_wrong():
     for module in MODULES:
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             assert not isinstance(node, ast.Assert) or node.msg, f"{module.__name__}:{node.lineno}"
+
+
+def test_the_readme_shows_what_the_command_prints():
+    readme = (ROOT / "README.md").read_text()
+    assert f"makes {len(MUTANTS)} plausible mistakes" in readme
+    shown = [m for m in MUTANTS if f"| {m.name} |" in readme]
+    assert len(shown) == 2 and all(row(m) in readme for m in shown)
 
 
 def test_every_property_kills_something():

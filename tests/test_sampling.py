@@ -103,7 +103,8 @@ guidances = st.sampled_from([1.0, 2.5, 0.0, 7.0])
 
 
 @for_all(200, seed=seeds, batch=st.integers(1, 3), m=st.sampled_from([1, 40]),
-         share=st.floats(0.01, 1), guidance=guidances, schedule=st.sampled_from(decoding.GUIDANCE_SCHEDULES),
+         share=st.floats(0.01, 1), guidance=guidances,
+         schedule=st.sampled_from(decoding.GUIDANCE_SCHEDULES),
          temperature=st.sampled_from([1.0, 0.5, 2.0, 0.0]), top_k=st.sampled_from([0, 1, 3]),
          top_p=st.sampled_from([1.0, 0.9, 0.5]), dtype=st.sampled_from([torch.float64,
                                                                        torch.bfloat16]))
@@ -129,8 +130,10 @@ def test_sample_is_its_definition(seed, batch, m, share, guidance, schedule, tem
                 u = logits[batch + b, t].double()
                 row = u + (row - u) * s
             row = row.tolist()
+            if len(set(row)) < V and top_p < 1:
+                continue                                  # which of two equals it keeps is open
             keep = (slow_filter(row, temperature, top_k, top_p) if temperature
-                    else {max(range(V), key=lambda i: row[i])})
+                    else {i for i, x in enumerate(row) if x == max(row)})
             weights = [math.exp((x - max(row)) / (temperature or 1)) * (i in keep)
                        for i, x in enumerate(row)]
             sums = list(accumulate(w / sum(weights) for w in weights))

@@ -9,13 +9,17 @@ from tests.mutants import Mutant, diff, kill
 from tests.mutants.catalogue import MUTANTS
 
 
+def row(mutant: Mutant) -> str:
+    found = kill(mutant, shrink=True)
+    what = f"{found}: **{found.message}**" if found else "**none: it survives**"
+    return f"| {mutant.name} | `{mutant.killer.__name__}` | {what} |"
+
+
 def table(mutants: list[Mutant]) -> Iterator[str]:
     """Markdown, a row as soon as its mutant is dead."""
     yield "| mutant | property that kills it | smallest counterexample |\n|---|---|---|"
     for mutant in tqdm(mutants, desc="mutants", leave=False):
-        found = kill(mutant, shrink=True)
-        what = f"{found}: **{found.message}**" if found else "**none: it survives**"
-        yield f"| {mutant.name} | `{mutant.killer.__name__}` | {what} |"
+        yield row(mutant)
 
 
 def main() -> None:
@@ -26,8 +30,8 @@ def main() -> None:
     chosen = [m for m in MUTANTS if options.name.lower() in m.name.lower()]
     if not chosen:
         parser.error(f"{options.name}: no mutant has this in its name")
-    for row in map(diff, chosen) if options.diff else table(chosen):
-        tqdm.write(row)
+    for line in map(diff, chosen) if options.diff else table(chosen):
+        tqdm.write(line)
 
 
 if __name__ == "__main__":

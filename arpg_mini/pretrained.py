@@ -1,0 +1,253 @@
+"""The authors' checkpoints, in and out: ARPG-L, -XL, -XXL and LlamaGen's VQ-16 tokenizer.
+
+The one idea: a table that says which of their tensors make each of ours. Where this package
+computes several products as one (q, k and v; w1 and w3; the shared keys and values), theirs are
+stacked row under row. All else about a checkpoint (sizes, layers, classes) is read off its tensors.
+
+    python -m arpg_mini.pretrained runs/imagenet --arpg arpg.pt --tokenizer vq.pt
+
+writes a run in their layout, for their code.
+"""
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .config import ModelConfig, Parser, TokenizerConfig, UserError, complain
+from .model import ARPG
+from .tokenizer import VQTokenizer
+
+WRAPPERS = ("ema", "model", "module", "state_dict")  # the weights' name in a training checkpoint
+REOPEN = 2**28                                       # bytes read before their pages are given back
+# By layers and steps: ARPG-L, -XL, -XXL.
+BEST_GUIDANCE = {24: {32: 5.4, 64: 5.1}, 36: {32: 6.6, 64: 5.3}, 48: {32: 6.5, 64: 6.3}}
+UNUSED = "quantize.codebook_used"                    # a counter of the tokenizer's training
+
+
+def arpg_names(config: ModelConfig) -> dict[str, list[str]]:
+    """Our tensors' names -> the released tensors they are made of, stacked by rows."""
+    names = {"embedding.weight": ["embeddings.weight"], "head.weight": ["head.weight"],
+             "kv_norm.gain": ["layers.norm.weight"], "norm.gain": ["norm.weight"],
+             "kv.weight": ["layers.to_k.weight", "layers.to_v.weight"]}
+    for ours, theirs, layers in (("content", "self_dec", config.content_layers),
+                                 ("query", "cross_dec", config.query_layers)):
+        into = {"content": ("qkv", "qkv"), "query": ("q", "q")}[ours]
+        for i in range(layers):
+            mine, block = f"{ours}.{i}.", f"layers.{theirs}.{i}."
+            names |= {
+                f"{mine}attention_norm.gain": [f"{block}attn_norm.weight"],
+                f"{mine}attention.{into[0]}.weight": [f"{block}attn.to_{x}.weight"
+                                                      for x in into[1]],
+                f"{mine}attention.out.weight": [f"{block}attn.proj.weight"],
+                f"{mine}ffn_norm.gain": [f"{block}ffn_norm.weight"],
+                f"{mine}ffn.w13.weight": [f"{block}ffn.w1.weight", f"{block}ffn.w3.weight"],
+                f"{mine}ffn.w2.weight": [f"{block}ffn.w2.weight"]}
+    return names
+
+
+def tokenizer_names(tokenizer: VQTokenizer) -> dict[str, list[str]]:
+    """The same for a tokenizer: our two Sequentials, layer by layer, in the released names."""
+    c, levels = tokenizer.config, len(tokenizer.config.multipliers)
+    middle, end = ["mid.0", "mid.1", "mid.2"], ["norm_out", "", "conv_out"]
+    places = {"encoder": ["conv_in"], "decoder": ["conv_in", *middle]}
+    for part, blocks, attends, change in (("encoder", c.encoder_blocks, levels - 1, "downsample"),
+                                          ("decoder", c.decoder_blocks, 0, "upsample")):
+        for i in range(levels):
+            for j in range(blocks):
+                places[part].append(f"conv_blocks.{i}.res.{j}")
+                if i == attends:
+                    places[part].append(f"conv_blocks.{i}.attn.{j}")
+            if i < levels - 1:
+                places[part].append(f"conv_blocks.{i}.{change}")
+    places["encoder"] += [*middle, *end]
+    places["decoder"] += end
+    names = {"codebook.rows": ["quantize.embedding.weight"]}
+    for part, layers in places.items():
+        for at, place in enumerate(layers):
+            for name, _ in getattr(tokenizer, part)[at].named_parameters():
+                theirs = re.sub(r"^skip\.", "nin_shortcut.", re.sub(r"^out\.", "proj_out.", name))
+                names[f"{part}.{at}.{name}"] = [f"{part}.{place}.{theirs}"]
+    for ours, theirs in (("to_code", "quant_conv"), ("from_code", "post_quant_conv")):
+        names |= {f"{ours}.{x}": [f"{theirs}.{x}"] for x in ("weight", "bias")}
+    return names
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, wrapped or bare, mapped from the file where it can be.
+
+    Of several sets of weights the running average (`ema`) is taken.
+    """
+    content = checkpoint.read(path, mmap=zipfile.is_zipfile(path))
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise UserError(f"{path}: holds no tensors by name, bare or as {', '.join(WRAPPERS)}")
+    for prefix in ("module.", "_orig_mod."):         # left by wrappers for several GPUs, compilers
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): t for name, t in content.items()}
+    return content
+
+
+def some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def fill(module: nn.Module, names: dict[str, list[str]], path: Path) -> None:
+    """Copy a checkpoint's tensors into a module, a few at a time, converting to its dtype.
+
+    UserError names tensors that are missing, unknown or of another shape. The file is mapped and
+    mapped anew every few tensors, so beside the module never more than those are in memory.
+    """
+    state, ours = read(path), dict(module.named_parameters())
+    wanted = {name for parts in names.values() for name in parts}
+    if missing := wanted - set(state):
+        raise UserError(f"{path}: lacks {some(missing)}")
+    if unknown := set(state) - wanted - {UNUSED}:
+        raise UserError(f"{path}: has {some(unknown)}, which this model has no place for")
+    for name, parts in names.items():
+        for part, rows in zip(parts, ours[name].chunk(len(parts))):
+            if state[part].shape != rows.shape:
+                raise UserError(f"{path}: {part} is {tuple(state[part].shape)}; with the other "
+                                f"tensors' sizes it would be {tuple(rows.shape)}")
+    mapped = 0
+    with torch.no_grad():
+        for name, parts in names.items():
+            for part, rows in zip(parts, ours[name].chunk(len(parts))):
+                if mapped > REOPEN:
+                    del state
+                    state, mapped = read(path), 0
+                rows.copy_(state[part])
+                mapped += state[part].nbytes
+
+
+def shape(state: dict[str, Tensor], name: str, dims: int, path: Path) -> tuple[int, ...]:
+    if name not in state or state[name].ndim != dims:
+        raise UserError(f"{path}: is no such released model: lacks {name} ({dims} dimensions)")
+    return tuple(state[name].shape)
+
+
+def count(state: dict[str, Tensor], pattern: str) -> int:
+    """How many different numbers stand where the pattern has its group."""
+    return len({m.group(1) for name in state if (m := re.match(pattern, name))})
+
+
+def empty(kind: type[nn.Module], config, dtype: torch.dtype, device) -> nn.Module:
+    """A module whose weights are only room, in evaluation mode."""
+    with torch.device("meta"):
+        module = kind(config).to(dtype)
+    return module.to_empty(device=device).eval()
+
+
+def load_released_arpg(path: str | Path, head_dim: int = 64, grid: tuple[int, int] = (16, 16),
+                       dtype: torch.dtype = torch.float32, device="cpu") -> ARPG:
+    """The ARPG in a released checkpoint, in evaluation mode. `head_dim` and `grid` leave no trace
+    in the tensors; those given are the released models'. UserError says what is wrong with a file.
+    """
+    path = Path(path)
+    state = read(path)
+    rows, dim = shape(state, "embeddings.weight", 2, path)
+    vocab, _ = shape(state, "head.weight", 2, path)
+    hidden, _ = shape(state, "layers.self_dec.0.ffn.w1.weight", 2, path)
+    if dim % head_dim:
+        raise UserError(f"{path}: head_dim {head_dim} does not divide its width, {dim}")
+    try:
+        config = ModelConfig(
+            dim=dim, heads=dim // head_dim, grid=grid, vocab_size=vocab, ffn_hidden=hidden,
+            num_classes=rows - vocab - 3,
+            content_layers=count(state, r"layers\.self_dec\.(\d+)\."),
+            query_layers=count(state, r"layers\.cross_dec\.(\d+)\."))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    del state
+    model = empty(ARPG, config, dtype, device)
+    fill(model, arpg_names(config), path)
+    return model
+
+
+def load_released_tokenizer(path: str | Path, device="cpu") -> VQTokenizer:
+    """The tokenizer in a released checkpoint, in evaluation mode, float32."""
+    path = Path(path)
+    state = read(path)
+    channels = shape(state, "encoder.conv_in.weight", 4, path)[0]
+    levels = range(count(state, r"encoder\.conv_blocks\.(\d+)\."))
+    rows, code_dim = shape(state, "quantize.embedding.weight", 2, path)
+    widths = [shape(state, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4, path)[0]
+              for i in levels]
+    config = TokenizerConfig(
+        channels=channels, multipliers=tuple(w // channels for w in widths),
+        encoder_blocks=count(state, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        decoder_blocks=count(state, r"decoder\.conv_blocks\.0\.res\.(\d+)\."),
+        latent_channels=shape(state, "encoder.conv_out.weight", 4, path)[0],
+        codebook_size=rows, code_dim=code_dim)
+    tokenizer = empty(VQTokenizer, config, torch.float32, device)
+    tokenizer.codebook.idle.zero_()
+    fill(tokenizer, tokenizer_names(tokenizer), path)
+    return tokenizer
+
+
+def released(module: ARPG | VQTokenizer) -> dict[str, Tensor]:
+    """A model's tensors under the released names. UserError if the released code has no such model.
+    """
+    c = module.config
+    if isinstance(module, ARPG):
+        for name, has, needs in (("rope_base", c.rope_base, 10000.0),
+                                 ("grid", tuple(c.grid), (c.grid[0],) * 2),
+                                 ("query_layers", c.query_layers, c.content_layers)):
+            if has != needs:
+                raise UserError(f"{name} {has}: the released code only knows {needs}")
+    elif c.local_encoder:
+        raise UserError("local_encoder: the released tokenizer has no such encoder")
+    names = (arpg_names(c) if isinstance(module, ARPG) else tokenizer_names(module))
+    ours = dict(module.named_parameters())
+    state = {part: rows.detach().clone() for name, parts in names.items()
+             for part, rows in zip(parts, ours[name].chunk(len(parts)))}
+    if isinstance(module, VQTokenizer):
+        state[UNUSED] = torch.zeros(65536)
+    return state
+
+
+def load_any_tokenizer(path: Path) -> tuple[VQTokenizer, dict]:
+    """A tokenizer of this program or a released one, and what else the file says about it."""
+    content = checkpoint.read(path, mmap=zipfile.is_zipfile(path))
+    if isinstance(content, dict) and "format" in content:
+        return checkpoint.load_tokenizer(path)
+    return load_released_tokenizer(path), {}
+
+
+def best_guidance(config: ModelConfig, steps: int) -> float:
+    """The paper's best guidance (linear) for a released size; at other steps, of the nearer count.
+    """
+    by_steps = BEST_GUIDANCE.get(config.content_layers + config.query_layers, {64: 4.0})
+    return by_steps[min(by_steps, key=lambda known: abs(known - steps))]
+
+
+def main() -> int:
+    parser = Parser("python -m arpg_mini.pretrained", description="Write a run in the released "
+                    "layout, {'model': tensors by name}, for the authors' code.")
+    parser.add_argument("run", type=Path, help="run folder, as train_mini.py leaves it")
+    parser.add_argument("--arpg", type=Path, help="file to write the model to")
+    parser.add_argument("--tokenizer", type=Path, help="file to write the tokenizer to")
+    options = parser.parse_args()
+    try:
+        if not options.arpg and not options.tokenizer:
+            raise UserError("nothing to write: give --arpg FILE, --tokenizer FILE or both")
+        for out, load, name in ((options.arpg, checkpoint.load_model, "model.pt"),
+                                (options.tokenizer, checkpoint.load_tokenizer, "tokenizer.pt")):
+            if out:
+                state = released(load(options.run / name)[0])
+                checkpoint.write_whole(out, lambda file: torch.save({"model": state}, file))
+                print(f"{out}: {len(state)} tensors")
+        return 0
+    except UserError as error:
+        return complain("python -m arpg_mini.pretrained", error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
