@@ -82,7 +82,8 @@ def test_tensors_that_do_not_belong_are_named(tmp_path, arpg):
             ({"embeddings.weight": None}, "is no such released model: lacks embeddings"),
             ({"embeddings.weight": torch.ones(64)}, ".* lacks embeddings.weight"),
             ({"embeddings.weight": torch.ones(30, 64)}, "num_classes -3"),
-            ({n: None for n in state if "self_dec" in n}, "content_layers 0")):
+            ({n: None for n in state if "self_dec" in n}, ".* lacks layers.self_dec.0"),
+                ({n: None for n in state if "cross_dec" in n}, "query_layers 0")):
         changed = {n: t for n, t in (state | change).items() if t is not None}
         with pytest.raises(UserError, match=f"arpg.pt: {says}"):
             pretrained.load_released_arpg(saved(path, changed))
