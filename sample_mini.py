@@ -191,7 +191,7 @@ def draw(options, device) -> None:
     shape = (options.count, *side, 3)
     labels = np.array([classes[i % len(classes)] for i in range(options.count)], np.int64)
     if options.npz and distributed.rank() == 0:
-        images.save_npz(options.npz, done, shape, labels)
+        images.save_npz(options.npz, done, shape, labels, options.seed)
         print(f"{options.npz}: arr_0 {shape} uint8, arr_1 {labels.shape} int64")
     else:
         for _ in done:

@@ -60,8 +60,9 @@ def cover_unknown(images: np.ndarray, known: np.ndarray, grey: int = 128) -> np.
 
 
 def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, int, int],
-             labels: np.ndarray) -> None:
-    """The ADM evaluator's file: `arr_0` uint8 (n, height, width, 3), `arr_1` int64 (n,).
+             labels: np.ndarray, seed: int = 0) -> None:
+    """The ADM evaluator's file: `arr_0` uint8 (n, height, width, 3), `arr_1` int64 (n,); and
+    `seed`, the first picture's.
 
     Batches go to the disk as they come, so memory holds one batch however many there are.
     ValueError if they do not add up to `shape`.
@@ -86,5 +87,8 @@ def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, i
             with archive.open("arr_1.npy", "w") as entry:
                 header(entry, labels.shape, np.int64)
                 entry.write(np.ascontiguousarray(labels, np.int64).data)
+            with archive.open("seed.npy", "w") as entry:
+                header(entry, (), np.int64)
+                entry.write(np.int64(seed).tobytes())
 
     write_whole(path, write)

@@ -26,7 +26,7 @@ def test_a_shape_is_a_function_of_seed_and_index():
 
 def test_classes_colours_and_grounds_are_balanced_and_independent():
     """4,000 pictures: each class-colour pair within five standard deviations of one in sixty."""
-    from arpg_mini.evaluation import dominant_colour, palette_counts
+    from arpg_mini.judge import dominant_colour, palette_counts
     images, labels = data.shapes(4000, seed=2)
     counts = np.histogram2d(labels, dominant_colour(images), bins=[range(11), range(7)])[0]
     assert abs(counts - 4000 / 60).max() < 5 * (4000 / 60) ** 0.5

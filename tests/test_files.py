@@ -90,8 +90,9 @@ def test_unknown_cells_are_covered_and_no_others():
 def test_npz_streams_and_reads_back(tmp_path):
     path, labels = tmp_path / "s.npz", np.array([3, 1, 2])
     all_images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3)).astype(np.uint8)
-    images.save_npz(path, iter([all_images[:2], all_images[2:]]), (3, 4, 5, 3), labels)
+    images.save_npz(path, iter([all_images[:2], all_images[2:]]), (3, 4, 5, 3), labels, seed=7)
     with np.load(path) as file:
+        assert file["seed"] == 7
         assert (file["arr_0"] == all_images).all() and file["arr_0"].dtype == np.uint8
         assert (file["arr_1"] == labels).all() and file["arr_1"].dtype == np.int64
 

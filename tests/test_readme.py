@@ -68,8 +68,11 @@ def test_the_layout_holds_nothing_else():
 
 
 def test_files_stay_short():
-    lines = {f: len((ROOT / f).read_text().splitlines()) for f in tracked() if f.endswith(".py")}
-    assert sum(n for f, n in lines.items() if f.startswith("arpg_mini/")) <= 2500
+    """The package under 2,500 lines that are not blank; a file under 340, a script under 250."""
+    text = {f: (ROOT / f).read_text() for f in tracked() if f.endswith(".py")}
+    lines = {f: len(t.splitlines()) for f, t in text.items()}
+    assert sum(len([line for line in t.splitlines() if line.strip()])
+               for f, t in text.items() if f.startswith("arpg_mini/")) <= 2500
     assert all(n <= 340 for f, n in lines.items() if f.startswith("arpg_mini/"))
     assert all(lines[f] <= 250 for f in ("train_mini.py", "sample_mini.py"))
     assert max(len(line) for f in lines if f.startswith("arpg_mini/")
