@@ -73,6 +73,12 @@ def check(options) -> None:
                         ("--batch-size", options.batch_size), ("--gpus", options.gpus)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: must be 1 or more")
+    if options.count > 10**7:
+        raise UserError(f"--count {options.count}: must be at most 10 million")
+    outputs = [f.resolve() for f in (options.out, options.gif, options.npz) if f]
+    inputs = {f.resolve() for f in (options.released, options.tokenizer) if f}
+    if len(set(outputs) - inputs) < len(outputs):
+        raise UserError("--out, --gif, --npz: must be different files, none of them read from")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more")
     if options.order not in ORDERS:
@@ -135,8 +141,9 @@ def draw(options, device) -> None:
     from arpg_mini.decoding import Settings, decode_steps, named_order
     model, tokenizer, names, guidance, guidance_schedule = load(options, device)
     if tokenizer.config.codebook_size != model.config.vocab_size:
-        raise UserError(f"--tokenizer {options.tokenizer}: has {tokenizer.config.codebook_size} "
-                        f"ids; the model draws {model.config.vocab_size}")
+        raise UserError(f"{options.tokenizer or options.run / 'tokenizer.pt'}: has "
+                        f"{tokenizer.config.codebook_size} ids; the model draws "
+                        f"{model.config.vocab_size}")
     grid, classes = model.config.grid, pick_classes(options.classes, names)
     n = grid[0] * grid[1]
     steps = max(1, n // 4) if options.steps is None else options.steps
@@ -189,7 +196,7 @@ def draw(options, device) -> None:
             images.save_png(options.out, images.grid(np.concatenate(kept), options.columns, zoom))
             print(options.out)
     shape = (options.count, *side, 3)
-    labels = np.array([classes[i % len(classes)] for i in range(options.count)], np.int64)
+    labels = np.resize(np.array(classes, np.int64), options.count)
     if options.npz and distributed.rank() == 0:
         images.save_npz(options.npz, done, shape, labels, options.seed)
         print(f"{options.npz}: arr_0 {shape} uint8, arr_1 {labels.shape} int64")
@@ -213,6 +220,8 @@ def main() -> int:
         return 0
     except UserError as error:
         return complain("sample_mini.py", error)
+    except KeyboardInterrupt:
+        return complain("sample_mini.py", "interrupted")
 
 
 if __name__ == "__main__":

@@ -74,9 +74,7 @@ def get_tokenizer(run: dict, out: Path, pictures, options, stop, device):
     path, config = out / "tokenizer.pt", TrainConfig(**run["train"])
     if run["tokenizer_file"]:
         if not path.exists():
-            tokenizer, saved = pretrained.load_any_tokenizer(Path(run["tokenizer_file"]))
-            if saved and saved["step"] < saved["steps"]:
-                raise UserError(f"--tokenizer {run['tokenizer_file']}: is only half trained")
+            tokenizer, _ = pretrained.load_any_tokenizer(Path(run["tokenizer_file"]))
             checkpoint.save_tokenizer(path, tokenizer)
         return checkpoint.load_tokenizer(path)[0].to(device)
     torch.manual_seed(run["seed"])
@@ -118,8 +116,13 @@ def get_ids(run: dict, options, stop, device) -> None:
     if not len(sample):
         raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
     stride = TokenizerConfig(**run["tokenizer"]).stride
-    if run["tokenizer_file"] and not options.resume:
-        stride = pretrained.load_any_tokenizer(Path(run["tokenizer_file"]))[0].config.stride
+    if run["tokenizer_file"]:
+        mine = out / "tokenizer.pt"
+        file = mine if mine.exists() else Path(run["tokenizer_file"])
+        tokenizer, saved = pretrained.load_any_tokenizer(file)
+        if saved.get("step", 0) < saved.get("steps", 0):
+            raise UserError(f"--tokenizer {file}: is only half trained")
+        stride = tokenizer.config.stride
     if sample.shape[1] % stride:
         raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
                         f"{stride}")

@@ -4,6 +4,7 @@ The one idea: a file is written beside its place, flushed to the disk and rename
 at every moment the name holds one whole file, the old or the new. Loading never unpickles objects.
 """
 
+import contextlib
 import hashlib
 import os
 from dataclasses import asdict
@@ -30,7 +31,8 @@ def write_whole(path: Path, write) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
         raise UserError(f"{path}: can't be written ({error})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def save(path: Path, kind: str, **content) -> None:

@@ -26,6 +26,7 @@ from .model import ARPG
 SCHEDULES = ("arccos", "cosine", "constant")
 GUIDANCE_SCHEDULES = ("linear", "constant")
 WITHIN_STEP = ("block", "causal")
+MOST_GUIDANCE = 1e4                          # beyond it float32 logits would overflow
 ORDER, NOISE = 1, 2                          # purposes of a sample's random streams
 
 
@@ -148,8 +149,9 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: must be one of "
                                  f"{', '.join(allowed)}")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance {self.guidance}: must be a finite number")
+        if not abs(self.guidance) <= MOST_GUIDANCE:
+            raise ValueError(f"guidance {self.guidance}: must be a number of at most "
+                             f"{MOST_GUIDANCE:g}")
         if self.temperature != 0 and not 1e-4 <= self.temperature < math.inf:
             raise ValueError(f"temperature {self.temperature}: must be 0, or 0.0001 or more")
         if self.top_k < 0:

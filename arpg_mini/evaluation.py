@@ -16,6 +16,7 @@ import hashlib
 import math
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -29,72 +30,15 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .config import Parser, UserError, complain
-from .data import Ids, fashion_pictures, shapes
-from .decoding import decode, named_order, random_orders
+from .data import SHAPES, Ids, fashion_pictures, shapes
+from .decoding import MOST_GUIDANCE, decode, named_order, random_orders
+from .distances import frechet_distance, inception_score, moments, precision_recall
 from .distributed import pick_device
 from .images import to_uint8
-from .judge import Classifier, load_judge, shapes_classifier, shapes_scores, tokenizer_scores
+from .judge import load_judge, shapes_classifier, shapes_scores, tokenizer_scores
 from .model import ARPG
 
 JUDGED = ("shapes", "fashion-mnist")
-
-
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, d) -> mean (d,) and covariance (d, d), divided by n - 1, both float64."""
-    mean, total = features.double().mean(0), 0
-    for part in features.split(10_000):
-        apart = part.double() - mean
-        total = total + apart.T @ apart
-    return mean, total / (len(features) - 1)
-
-
-def root(covariance: Tensor) -> Tensor:
-    """The square root of a symmetric matrix; eigenvalues below zero are rounding, and are zero."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
-
-
-def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor,
-                     other_covariance: Tensor) -> float:
-    """|m - m'|² + tr(C + C' - 2 (C C')^½): how far apart two normal distributions are.
-
-    The last trace is the sum of the singular values of C^½ C'^½, which needs no root of a matrix
-    that is not symmetric, and stays exact where covariances are singular. Float64.
-    """
-    cross = torch.linalg.svdvals(root(covariance) @ root(other_covariance)).sum()
-    distance = ((mean - other_mean).square().sum()
-                + covariance.trace() + other_covariance.trace() - 2 * cross)
-    return max(0.0, distance.item())
-
-
-def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp(mean KL(p(class|image) ‖ p(class))): mean and standard deviation over `splits` parts.
-
-    probabilities: (n, classes), in the order the pictures were made.
-    """
-    scores = []
-    for part in probabilities.double().tensor_split(splits):
-        each = torch.special.xlogy(part, part) - torch.special.xlogy(part, part.mean(0))
-        scores.append(each.sum(1).mean().exp())
-    return torch.stack(scores).mean().item(), torch.stack(scores).std(correction=0).item()
-
-
-def within(features: Tensor, others: Tensor, radii: Tensor, rows: int = 1000) -> float:
-    """The share of `features` (n, d) that lie in a ball around any of `others` (m, d), (m,)."""
-    inside = [(torch.cdist(part, others) <= radii).any(1) for part in features.split(rows)]
-    return torch.cat(inside).double().mean().item()
-
-
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3,
-                     rows: int = 1000) -> tuple[float, float]:
-    """Shares of fake pictures near real ones, and of real near fake (Kynkäänniemi et al. 2019).
-
-    Near: no further than that one's k-th nearest neighbour in its own set.
-    """
-    def radii(features: Tensor) -> Tensor:
-        return torch.cat([torch.cdist(part, features).kthvalue(min(k + 1, len(features)), 1).values
-                          for part in features.split(rows)])
-    return within(fake, real, radii(real), rows), within(real, fake, radii(fake), rows)
 
 
 @contextmanager
@@ -105,10 +49,11 @@ def open_pictures(path: Path) -> Iterator[tuple]:
             version = np.lib.format.read_magic(entry)
             shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0)
                                      else np.lib.format.read_array_header_2_0)(entry)
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
-                raise ValueError(f"arr_0 is {dtype} {shape}, not uint8 (n, height, width, 3)")
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not all(shape):
+                raise ValueError(f"arr_0 is {dtype} {shape}{', by columns' * fortran}, not uint8 "
+                                 "(n, height, width, 3)")
             yield entry, shape
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: no .npz of pictures ({error})") from None
 
 
@@ -136,16 +81,34 @@ def extract(network: Callable, batches: Iterable[np.ndarray], total: int,
     return torch.cat(parts)
 
 
-def cached(path: Path, network_file: Path, compute: Callable[[], Tensor]) -> Tensor:
+def array(path: Path, name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """An array of numbers out of an .npz; UserError if it is not of that shape and kind."""
+    try:
+        with np.load(path) as file:
+            found = file[name]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: its {name} can't be read ({error})") from None
+    if found.shape != shape or found.dtype.kind not in kind or not np.isfinite(found).all():
+        raise UserError(f"{path}: its {name} is {found.dtype} {found.shape}; it must be {shape} "
+                        "finite numbers")
+    return found
+
+
+def cached(path: Path, network_file: Path, shape: tuple[int, int],
+           compute: Callable[[], Tensor]) -> Tensor:
     """A reference file's features, kept beside it for the next time, as long as neither it nor the
     network changes."""
-    stat, beside = path.stat(), path.with_name(path.name + ".features")
-    network = hashlib.sha256(network_file.read_bytes()).hexdigest()
-    mark = f"{stat.st_size} {stat.st_mtime_ns} {network}"
+    beside, digest = path.with_name(path.name + ".features"), hashlib.sha256()
+    for file in (path, network_file):
+        with open(file, "rb") as opened:
+            while block := opened.read(2**24):
+                digest.update(block)
+    mark = digest.hexdigest()
     try:
         content = checkpoint.load(beside, "features")
-        if content["mark"] == mark:
-            return content["features"]
+        features = content.get("features")
+        if content.get("mark") == mark and getattr(features, "shape", None) == shape:
+            return features
     except UserError:
         pass
     features = compute()
@@ -164,8 +127,17 @@ def choose_network(options, device: torch.device) -> tuple[str, str, Callable, C
             network = torch.jit.load(options.inception, map_location=device).eval()
         except (RuntimeError, ValueError, OSError):
             raise UserError(f"--inception {options.inception}: no readable TorchScript") from None
-        return ("FID", f"{options.inception.name}, which resizes the pictures itself",
-                partial(network, return_features=True), partial(network, no_output_bias=True))
+        features = partial(network, return_features=True)
+        probabilities = partial(network, no_output_bias=True)
+        try:
+            probe = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)
+            if features(probe).ndim != 2 or probabilities(probe).ndim != 2:
+                raise RuntimeError
+        except (RuntimeError, TypeError, AttributeError):
+            raise UserError(f"--inception {options.inception}: is not called as the Inception "
+                            "network is, with return_features or no_output_bias") from None
+        return ("FID", f"{options.inception.name}, which resizes the pictures itself", features,
+                probabilities)
     data = str(options.what) if str(options.what) in JUDGED else options.judge
     if data not in JUDGED:
         raise UserError("two files need --inception FILE, or --judge " + " or ".join(JUDGED))
@@ -174,47 +146,54 @@ def choose_network(options, device: torch.device) -> tuple[str, str, Callable, C
     return f"{data} distance", f"the judge in {file}, no resizing", judge.features, None
 
 
-def compare(options) -> None:
+def compare(options, device: torch.device) -> None:
     """Print the distances between two sets of pictures, and by what protocol."""
-    device, of_file, seeds = torch.device(pick_device(options.device)), "", ""
     with open_pictures(options.fake) as (_, shape):
         fake_count, *size, _ = shape
     name, source, features, probabilities = choose_network(options, device)
-    if str(options.what) in JUDGED:
+    named, of_file, seeds = str(options.what) in JUDGED, "", ""
+    if named:
         images = (shapes(10_000, seed=1)[0] if str(options.what) == "shapes"
                   else fashion_pictures("t10k").images)
-        if list(images.shape[1:3]) != size:
-            raise UserError(f"{options.fake}: its pictures are of {size[0]}×{size[1]} pixels, "
-                            f"{options.what}'s of {images.shape[1]}×{images.shape[2]}")
-        real = extract(features, np.array_split(images, 100), len(images), device)
+        real_count, *real_size, _ = images.shape
     else:
         with open_pictures(options.what) as (_, shape):
-            count = shape[0]
-
-        def compute() -> Tensor:
-            return extract(features, pictures(options.what), count, device)
-        real = cached(options.what, options.inception, compute) if options.inception else compute()
-    fewest = min(len(real), fake_count)
-    if fewest < real.shape[1] and not options.few:
-        raise UserError(f"{fewest} pictures for {real.shape[1]} features: the covariance would be "
+            real_count, *real_size, _ = shape
+    if real_size != size and not options.inception:
+        raise UserError(f"{options.fake}: its pictures are of {size[0]}×{size[1]} pixels, "
+                        f"{options.what}'s of {real_size[0]}×{real_size[1]}")
+    with torch.no_grad():
+        width = features(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)).shape[1]
+    fewest = min(real_count, fake_count)
+    if fewest <= width and not options.few:
+        raise UserError(f"{fewest} pictures for {width} features: the covariance would be "
                         "singular and the distance mean little; --few computes it all the same")
-    fake = extract(features, pictures(options.fake), fake_count, device)
-    of_real = moments(real)
-    if options.inception and options.what.is_file():
+    if fewest < 2:
+        raise UserError("1 picture: there is no covariance of fewer than two")
+    moments_of_file = None
+    if options.inception and not named:
         with np.load(options.what) as file:
             if {"mu", "sigma"} <= set(file):
-                of_real = tuple(torch.from_numpy(file[k]).double() for k in ("mu", "sigma"))
+                moments_of_file = [torch.from_numpy(array(options.what, x, s, "f")).double()
+                                   for x, s in (("mu", (width,)), ("sigma", (width, width)))]
                 of_file = "; mean and covariance as stored in the file"
-        if of_real[0].shape != real.shape[1:]:
-            raise UserError(f"{options.what}: its mu is of {len(of_real[0])} features, "
-                            f"--inception {options.inception} of {real.shape[1]}")
+
+    def compute() -> Tensor:
+        return extract(features, np.array_split(images, 100) if named else pictures(options.what),
+                       real_count, device)
+    real = (cached(options.what, options.inception, (real_count, width), compute)
+            if options.inception and not named else compute())
+    fake = extract(features, pictures(options.fake), fake_count, device)
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise UserError(f"{source.split(',')[0]}: gives features that are no finite numbers")
     with np.load(options.fake) as file:
         if "seed" in file:
-            seeds = f", seeds {file['seed']} to {file['seed'] + fake_count - 1}"
-    print(f"real: {options.what}, {len(real)} pictures{of_file}")
+            seed = array(options.fake, "seed", (), "iu")
+            seeds = f", seeds {seed} to {seed + fake_count - 1}"
+    print(f"real: {options.what}, {real_count} pictures{of_file}")
     print(f"fake: {options.fake}, {fake_count} pictures of {size[0]}×{size[1]}{seeds}")
-    print(f"features: {real.shape[1]}, of {source}")
-    print(f"{name}: {frechet_distance(*of_real, *moments(fake)):.4f}")
+    print(f"features: {width}, of {source}")
+    print(f"{name}: {frechet_distance(*moments_of_file or moments(real), *moments(fake)):.4f}")
     if probabilities:
         score, deviation = inception_score(
             extract(probabilities, pictures(options.fake), fake_count, device))
@@ -232,7 +211,7 @@ def bits_per_token(model: ARPG, ids: Ids, orders: Tensor | None, count: int = 20
     """
     count, n, device = min(count, len(ids)), ids.ids.shape[2], model.embedding.weight.device
     batch, each = max(1, 2**26 // (n * model.config.vocab_size)), []
-    for start in range(0, count, batch):
+    for start in tqdm(range(0, count, batch), "bits", leave=False):
         rows = slice(start, min(start + batch, count))
         tokens = torch.from_numpy(ids.ids[rows, 0].astype(np.int64)).to(device)
         order = (random_orders(range(seed + rows.start, seed + rows.stop), n) if orders is None
@@ -244,10 +223,15 @@ def bits_per_token(model: ARPG, ids: Ids, orders: Tensor | None, count: int = 20
     return bits.mean().item(), (bits.std() / len(bits) ** 0.5).item()
 
 
-def orders_table(run: Path, count: int) -> None:
+def orders_table(run: Path, count: int, device: torch.device) -> None:
     """Print bits per token of a run's held-out pictures under several orders."""
-    model, _ = checkpoint.load_model(run / "model.pt")
-    ids = Ids(run / "ids" / "val")
+    model = checkpoint.load_model(run / "model.pt")[0].to(device)
+    try:
+        ids = Ids(run / "ids" / "val")
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{run / 'ids' / 'val'}: no readable ids ({error})") from None
+    if ids.ids.max() >= model.config.vocab_size or ids.labels.max() > model.null_label:
+        raise UserError(f"{run / 'ids' / 'val'}: ids or classes that {run / 'model.pt'} has not")
     print(f"{'order':>14}{'bits/token':>12}{'± standard error':>18}")
     for name in ("random", "random again", "raster", "column", "spiral", "outward",
                  "checkerboard"):
@@ -256,11 +240,15 @@ def orders_table(run: Path, count: int) -> None:
         print(f"{name:>14}{bits:>12.4f}{error:>18.4f}")
 
 
-def steps_table(run: Path, count: int, guidance: float, judge: Classifier) -> None:
+def steps_table(run: Path, count: int, guidance: float, device: torch.device) -> None:
     """Print class accuracy and coherence against steps, for both ways to encode a step."""
     model, saved = checkpoint.load_model(run / "model.pt")
     tokenizer, _ = checkpoint.load_tokenizer(run / "tokenizer.pt")
-    real, real_labels = shapes(2000, seed=1)
+    if saved["classes"] != list(SHAPES):
+        raise UserError(f"{run}: its pictures are no shapes, which this table is about; --orders "
+                        "works, and two .npz files")
+    model.to(device), tokenizer.to(device)
+    judge, (real, real_labels) = shapes_classifier(), shapes(2000, seed=1)
     for name, score in tokenizer_scores(tokenizer, real, real_labels, judge).items():
         print(f"tokenizer, {name}: {score:.4g}")
     print(f"{'steps':>8}{'within step':>13}{'class accuracy':>16}{'colour coherence':>18}")
@@ -270,13 +258,29 @@ def steps_table(run: Path, count: int, guidance: float, judge: Classifier) -> No
         print(f"{steps:>8}{within:>13}{accuracy:>16.3f}{coherence:>18.3f}")
 
     row("real", "", real, real_labels)
-    labels, n = np.arange(count) % 10, model.config.grid[0] * model.config.grid[1]
+    labels, grid = np.arange(count) % 10, model.config.grid
+    n = grid[0] * grid[1]
     for steps in [2**i for i in range(n.bit_length()) if 2**i < n] + [n]:
         for within in ("block", "causal"):
-            ids = decode(model, labels, range(count), steps=steps, within_step=within,
-                         guidance=guidance, guidance_schedule=saved["guidance_schedule"])
-            images = tokenizer.decode(ids.view(-1, *model.config.grid))
-            row(steps, within, to_uint8(images), labels)
+            images = [to_uint8(tokenizer.decode(decode(
+                model, labels[i:i + 500], range(i, min(i + 500, count)), steps=steps,
+                within_step=within, guidance=guidance,
+                guidance_schedule=saved["guidance_schedule"]).view(-1, *grid)))
+                for i in tqdm(range(0, count, 500), f"{steps} steps", leave=False)]
+            row(steps, within, np.concatenate(images), labels)
+
+
+def score_shapes(path: Path) -> None:
+    """Print class accuracy and colour coherence of a file of drawn shapes, beside real ones'."""
+    judge, (real, real_labels) = shapes_classifier(), shapes(2000, seed=1)
+    with open_pictures(path) as (_, shape):
+        if shape[1:] != real.shape[1:]:
+            raise UserError(f"{path}: its pictures are {shape[1:]}, shapes {real.shape[1:]}")
+    images, labels = np.concatenate(list(pictures(path))), array(path, "arr_1", shape[:1], "iu")
+    made, held = (shapes_scores(*x, judge) for x in ((images, labels), (real, real_labels)))
+    for name in made:
+        print(f"{name}: {made[name]:.3f} on {len(images)} images, {held[name]:.3f} on 2000 real "
+              f"ones, ratio {made[name] / held[name]:.3f}")
 
 
 def main() -> int:
@@ -295,26 +299,25 @@ def main() -> int:
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     options = parser.parse_args()
     try:
+        if options.count is not None and options.count < 2:
+            raise UserError(f"--count {options.count}: must be 2 or more")
+        if not abs(options.guidance) <= MOST_GUIDANCE:
+            raise UserError(f"--guidance {options.guidance}: must be a number of at most "
+                            f"{MOST_GUIDANCE:g}")
+        device = torch.device(pick_device(options.device))
         if options.fake:
-            compare(options)
+            compare(options, device)
         elif options.orders:
-            orders_table(options.what, options.count or 2000)
+            orders_table(options.what, options.count or 2000, device)
         elif options.what.is_dir():
-            steps_table(options.what, options.count or 500, options.guidance, shapes_classifier())
+            steps_table(options.what, options.count or 500, options.guidance, device)
         else:
-            images = np.concatenate(list(pictures(options.what)))
-            with np.load(options.what) as file:
-                if "arr_1" not in file:
-                    raise UserError(f"{options.what}: has no arr_1, the pictures' classes")
-                labels = file["arr_1"]
-            judge, (real, real_labels) = shapes_classifier(), shapes(2000, seed=1)
-            made, held = (shapes_scores(*x, judge) for x in ((images, labels), (real, real_labels)))
-            for name in made:
-                print(f"{name}: {made[name]:.3f} on {len(images)} images, {held[name]:.3f} on "
-                      f"2000 real ones, ratio {made[name] / held[name]:.3f}")
+            score_shapes(options.what)
         return 0
     except UserError as error:
-        return complain("arpg_mini.evaluation", error)
+        return complain("python -m arpg_mini.evaluation", error)
+    except KeyboardInterrupt:
+        return complain("python -m arpg_mini.evaluation", "interrupted")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import checkpoint
+from .config import UserError
 from .data import COLOURS, GROUNDS, fashion_pictures, shapes
 from .images import to_uint8
 from .training import to_device
@@ -110,14 +111,17 @@ def load_judge(name: str, path: Path) -> Classifier:
     """
     if path.exists():
         judge = Classifier(10)
-        checkpoint.fill(judge, checkpoint.load(path, f"judge of {name}")["judge"], path)
+        checkpoint.fill(judge, checkpoint.load(path, f"judge of {name}").get("judge", {}), path)
         return judge.eval()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error})") from None
     if name == "shapes":
         judge = shapes_classifier()
     else:
         pictures = fashion_pictures("train")
         judge = train_classifier(pictures.images, pictures.labels, steps=1500)
-    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, f"judge of {name}", judge=judge.state_dict())
     return judge
 

@@ -113,6 +113,9 @@ def fill(module: nn.Module, names: dict[str, list[str]], path: Path) -> None:
         raise UserError(f"{path}: has {some(unknown)}, which this model has no place for")
     for name, parts in names.items():
         for part, rows in zip(parts, ours[name].chunk(len(parts))):
+            if not state[part].is_floating_point() or state[part].layout != torch.strided:
+                raise UserError(f"{path}: {part} is {state[part].dtype}, {state[part].layout}; "
+                                "weights are dense floating-point numbers")
             if state[part].shape != rows.shape:
                 raise UserError(f"{path}: {part} is {tuple(state[part].shape)}; with the other "
                                 f"tensors' sizes it would be {tuple(rows.shape)}")
@@ -124,6 +127,8 @@ def fill(module: nn.Module, names: dict[str, list[str]], path: Path) -> None:
                     del state
                     state, mapped = read(path), 0
                 rows.copy_(state[part])
+                if not rows.isfinite().all():
+                    raise UserError(f"{path}: {part} holds numbers that are not finite")
                 mapped += state[part].nbytes
 
 
@@ -175,17 +180,20 @@ def load_released_tokenizer(path: str | Path, device="cpu") -> VQTokenizer:
     """The tokenizer in a released checkpoint, in evaluation mode, float32."""
     path = Path(path)
     state = read(path)
-    channels = shape(state, "encoder.conv_in.weight", 4, path)[0]
-    levels = range(count(state, r"encoder\.conv_blocks\.(\d+)\."))
+    channels = max(1, shape(state, "encoder.conv_in.weight", 4, path)[0])
+    levels = range(max(1, count(state, r"encoder\.conv_blocks\.(\d+)\.")))
     rows, code_dim = shape(state, "quantize.embedding.weight", 2, path)
     widths = [shape(state, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4, path)[0]
               for i in levels]
-    config = TokenizerConfig(
-        channels=channels, multipliers=tuple(w // channels for w in widths),
-        encoder_blocks=count(state, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
-        decoder_blocks=count(state, r"decoder\.conv_blocks\.0\.res\.(\d+)\."),
-        latent_channels=shape(state, "encoder.conv_out.weight", 4, path)[0],
-        codebook_size=rows, code_dim=code_dim)
+    try:
+        config = TokenizerConfig(
+            channels=channels, multipliers=tuple(w // channels for w in widths),
+            encoder_blocks=count(state, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+            decoder_blocks=count(state, r"decoder\.conv_blocks\.0\.res\.(\d+)\."),
+            latent_channels=shape(state, "encoder.conv_out.weight", 4, path)[0],
+            codebook_size=rows, code_dim=code_dim)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     tokenizer = empty(VQTokenizer, config, torch.float32, device)
     tokenizer.codebook.idle.zero_()
     fill(tokenizer, tokenizer_names(tokenizer), path)
@@ -202,8 +210,9 @@ def released(module: ARPG | VQTokenizer) -> dict[str, Tensor]:
                                  ("query_layers", c.query_layers, c.content_layers)):
             if has != needs:
                 raise UserError(f"{name} {has}: the released code only knows {needs}")
-    elif c.local_encoder:
-        raise UserError("local_encoder: the released tokenizer has no such encoder")
+    elif c.local_encoder or c.decoder_blocks != c.encoder_blocks + 1:
+        raise UserError("local_encoder, or decoder_blocks that are not encoder_blocks + 1: the "
+                        "released tokenizer has no such layers")
     names = (arpg_names(c) if isinstance(module, ARPG) else tokenizer_names(module))
     ours = dict(module.named_parameters())
     state = {part: rows.detach().clone() for name, parts in names.items()
@@ -238,15 +247,24 @@ def main() -> int:
     try:
         if not options.arpg and not options.tokenizer:
             raise UserError("nothing to write: give --arpg FILE, --tokenizer FILE or both")
+        places = [f.resolve() for f in (options.arpg, options.tokenizer) if f]
+        places += [(options.run / name).resolve() for name in ("model.pt", "tokenizer.pt")]
+        if len(set(places)) < len(places):
+            raise UserError("--arpg and --tokenizer: must be two files, neither of them the run's")
         for out, load, name in ((options.arpg, checkpoint.load_model, "model.pt"),
                                 (options.tokenizer, checkpoint.load_tokenizer, "tokenizer.pt")):
             if out:
-                state = released(load(options.run / name)[0])
+                module = load(options.run / name)[0]
+                state = released(module)
                 checkpoint.write_whole(out, lambda file: torch.save({"model": state}, file))
-                print(f"{out}: {len(state)} tensors")
+                print(f"{out}: {len(state)} tensors; not in them, but needed to use them: "
+                      f"heads {module.config.heads}, grid {module.config.grid}" if out is
+                      options.arpg else f"{out}: {len(state)} tensors")
         return 0
     except UserError as error:
         return complain("python -m arpg_mini.pretrained", error)
+    except KeyboardInterrupt:
+        return complain("python -m arpg_mini.pretrained", "interrupted")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from arpg_mini import TokenizerConfig, VQTokenizer
+from arpg_mini.checkpoint import load_model
+from arpg_mini.pretrained import released
 from tests.helpers import ROOT
 
 TINY = ["--steps", "6", "--tokenizer-steps", "8", "--batch-size", "8"]
@@ -217,3 +220,19 @@ def test_help_needs_no_torch():
         done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True,
                               text=True)
         assert done.returncode == 0 and done.stdout.strip().endswith("False"), done.stderr
+
+
+def test_a_released_tokenizer_trains_on_and_its_run_lends_it_further(pictures, tmp_path):
+    """Their file, then the file of the run that used it; stride 2 is no preset's, and resuming
+    knows."""
+    torch.manual_seed(0)
+    vq = VQTokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), encoder_blocks=1,
+                                     decoder_blocks=2, latent_channels=32, codebook_size=16,
+                                     code_dim=4))
+    torch.save({"model": released(vq)}, tmp_path / "vq.pt")
+    more = ["--data", pictures, "--side", 6, "--steps", 2, "--batch-size", 4, "--device", "cpu"]
+    run("train_mini.py", *more, "--tokenizer", tmp_path / "vq.pt", "--out", tmp_path / "first")
+    run("train_mini.py", *more, "--tokenizer", tmp_path / "first" / "tokenizer.pt", "--out",
+        tmp_path / "second")
+    assert run("train_mini.py", "--resume", "--out", tmp_path / "second").stdout
+    assert load_model(tmp_path / "second" / "model.pt")[0].config.grid == (3, 3)

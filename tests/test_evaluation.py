@@ -115,6 +115,12 @@ def test_the_frechet_distance_is_its_formula(d, rank, seeds):
     assert evaluation.frechet_distance(*turned[0], *turned[1]) == close
 
 
+def test_what_is_no_number_stays_none():
+    """Broken if a feature that is NaN came out as a perfect distance."""
+    mean, covariance = gaussian(3, 0)
+    assert math.isnan(evaluation.frechet_distance(mean * math.nan, covariance, mean, covariance))
+
+
 def test_the_frechet_distance_in_closed_form():
     """Independent coordinates: the sum of (m - m')² + (s - s')²; and two normals on different axes.
     """
@@ -216,6 +222,9 @@ def test_two_files_are_scored_from_end_to_end(files, monkeypatch, capsys, tmp_pa
     assert 0 < score[0] < score[1] / 3
     kept = tmp_path / "real.npz.features"
     first = kept.read_bytes()
+    kept.write_bytes(first[:100])                                # cut off: made anew
+    assert run(monkeypatch, capsys, files["real"], files["noise"], *network)[1]["FID"] == str(
+        f"{score[1]:.4f}")
     torch.jit.script(Network(2.0)).save(tmp_path / "network.pt")
     twice = run(monkeypatch, capsys, files["real"], files["noise"], *network)[1]
     assert float(twice["FID"]) == pytest.approx(4 * score[1], rel=1e-3)
@@ -236,12 +245,19 @@ def test_statistics_stored_with_the_reference_are_used(files, monkeypatch, capsy
     assert "as stored in the file" in said["real"]
 
 
-def test_mistakes_end_in_one_line(files, monkeypatch, capsys, tmp_path):
+def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(judging, "shapes_classifier", lambda: judge)
+    monkeypatch.setattr(evaluation, "shapes_classifier", lambda: judge)
     few = write(tmp_path / "few.npz", data.shapes(11, seed=3)[0])
     flat = write(tmp_path / "flat.npz", np.zeros((3, 4), np.uint8))
     whole = Path(files["noise"]).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[:len(whole) // 2])
     np.savez(tmp_path / "names.npz", images=np.zeros(3))
+    large = write(tmp_path / "large.npz", np.zeros((3, 48, 48, 3), np.uint8), arr_1=np.zeros(3))
+    stored = write(tmp_path / "nan.npz", data.shapes(60, seed=1)[0], mu=np.full(12, np.nan),
+                   sigma=np.eye(12))
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "other.pt")
+    monkeypatch.chdir(tmp_path)
     network = ("--inception", files["--inception"])
     for arguments, says in (
             ([files["real"], few, *network], "11 pictures for 12 features"),
@@ -251,8 +267,16 @@ def test_mistakes_end_in_one_line(files, monkeypatch, capsys, tmp_path):
             ([tmp_path / "none.npz", files["real"], *network], "none.npz: no .npz of pictures"),
             ([files["real"], few, "--inception", few], "few.npz: no readable TorchScript"),
             ([files["real"], files["noise"]], "--inception FILE, or --judge"),
+            (["shapes", large], "large.npz: its pictures are of 48×48 pixels, shapes's of 24×24"),
+            ([large], "large.npz: its pictures are (48, 48, 3), shapes (24, 24, 3)"),
+            ([stored, files["noise"], *network], "nan.npz: its mu is float64 (12,)"),
+            ([files["real"], files["noise"], "--inception", tmp_path / "other.pt"],
+             "other.pt: is not called as the Inception network is"),
+            ([files["real"], "--count", "-5"], "--count -5: must be 2 or more"),
+            ([tmp_path, "--guidance", "nan"], "--guidance nan: must be a number"),
+            ([tmp_path, "--orders"], "model.pt: no such file"),
             ([files["real"], files["noise"], "--judge", "cats"], "--judge shapes or fashion-mnist"),
-            ([files["real"]], "real.npz: has no arr_1")):
+            ([files["real"]], "real.npz: its arr_1 can't be read")):
         code, _, error = run(monkeypatch, capsys, *arguments)
         assert code == 2 and says in error and error.count("\n") == 1, (arguments, error)
     code, said, _ = run(monkeypatch, capsys, files["real"], few, *network, "--few")

@@ -135,6 +135,8 @@ def test_both_commands(tmp_path, monkeypatch, capsys, arpg):
     monkeypatch.setattr(sys, "argv", command)
     assert pretrained.main() == 0
     assert same(pretrained.load_released_arpg("arpg.pt"), arpg)
+    monkeypatch.setattr(sys, "argv", ["pretrained", "run", "--arpg", "run/model.pt"])
+    assert pretrained.main() == 2 and "neither of them the run's" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", command[:2])
     assert pretrained.main() == 2 and "nothing to write" in capsys.readouterr().err
 
@@ -150,6 +152,7 @@ def test_both_commands(tmp_path, monkeypatch, capsys, arpg):
     for flags, says in (
             (released[:2], "--released FILE and --tokenizer FILE go together"),
             ([], "give a run folder or --released FILE"), (["run", *released], "one of the two"),
+            ([*released, "--out", "arpg.pt"], "none of them read from"),
             ([*released, "--classes", "5"], "--classes '5': must be 0 to 4"),
             (["--released", "vq.pt", "--tokenizer", "vq.pt"], "vq.pt: is no such released model")):
         assert draw(*flags) == 2
