@@ -221,7 +221,8 @@ def main() -> int:
     except UserError as error:
         return complain("sample_mini.py", error)
     except KeyboardInterrupt:
-        return complain("sample_mini.py", "interrupted")
+        complain("sample_mini.py", "interrupted")
+        return 130
 
 
 if __name__ == "__main__":

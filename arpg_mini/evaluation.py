@@ -317,7 +317,8 @@ def main() -> int:
     except UserError as error:
         return complain("python -m arpg_mini.evaluation", error)
     except KeyboardInterrupt:
-        return complain("python -m arpg_mini.evaluation", "interrupted")
+        complain("python -m arpg_mini.evaluation", "interrupted")
+        return 130
 
 
 if __name__ == "__main__":

@@ -264,7 +264,8 @@ def main() -> int:
     except UserError as error:
         return complain("python -m arpg_mini.pretrained", error)
     except KeyboardInterrupt:
-        return complain("python -m arpg_mini.pretrained", "interrupted")
+        complain("python -m arpg_mini.pretrained", "interrupted")
+        return 130
 
 
 if __name__ == "__main__":
