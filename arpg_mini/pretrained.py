@@ -257,9 +257,9 @@ def main() -> int:
                 module = load(options.run / name)[0]
                 state = released(module)
                 checkpoint.write_whole(out, lambda file: torch.save({"model": state}, file))
-                print(f"{out}: {len(state)} tensors; not in them, but needed to use them: "
-                      f"heads {module.config.heads}, grid {module.config.grid}" if out is
-                      options.arpg else f"{out}: {len(state)} tensors")
+                unsaid = (f"; not in them: heads {module.config.heads}, grid {module.config.grid}"
+                          if out == options.arpg else "")
+                print(f"{out}: {len(state)} tensors{unsaid}")
         return 0
     except UserError as error:
         return complain("python -m arpg_mini.pretrained", error)
