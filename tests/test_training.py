@@ -2,6 +2,7 @@
 stopped."""
 
 import copy
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,17 @@ def test_an_epoch_visits_everything_once_in_its_own_order():
     assert sorted(visited[:20]) == sorted(visited[20:]) == list(range(20))
     assert visited[:20].tolist() != visited[20:].tolist()
     assert (training.visits(7, training.DATA, 3, 8, 20) == visited[24:32]).all()
+
+
+def test_no_two_purposes_share_a_random_stream():
+    """Broken if streams met (seed + purpose + step, say), or two draws of a batch were made for one
+    purpose: then drops would tell orders."""
+    box = [(seed, purpose, step) for seed in range(3) for purpose in range(8) for step in range(4)]
+    assert len({training.generator(*at).random() for at in box}) == len(box)
+    with patch.object(training, "generator", side_effect=training.generator) as drawn:
+        training.draw_batch(FakeIds(), TrainConfig(batch_size=8), 3, 0.5, seed=1, step=4)
+    purposes = [call.args[1] for call in drawn.call_args_list]
+    assert len(set(purposes)) == len(purposes) == 4
 
 
 def test_processes_take_their_rows_of_the_global_batch():
