@@ -9,7 +9,7 @@ python sample_mini.py --released arpg_300m.pt --tokenizer vq_ds16_c2i.pt --class
 import sys
 from pathlib import Path
 
-from arpg_mini.config import Parser, UserError, complain
+from arpg_mini.config import Parser, UserError, exit_code
 
 ORDERS = ("random", "raster", "column", "spiral", "outward", "checkerboard")
 
@@ -162,7 +162,8 @@ def draw(options, device) -> None:
         raise UserError(f"--{error.args[0].replace('_', '-', 1)}") from None
 
     side = tuple(g * tokenizer.config.stride for g in grid)
-    at_a_time = options.batch_size or min(100, max(1, 2**20 // (side[0] * side[1])))
+    few = min(100, max(1, 2**20 // (side[0] * side[1])))   # as many as fit in memory at once
+    at_a_time = options.batch_size or few
     starts, rank, world = (range(0, options.count, at_a_time), distributed.rank(),
                            distributed.world())
     bar = tqdm(total=(len(starts) + bool(options.gif)) * steps, desc="draw", unit="step",
@@ -204,7 +205,7 @@ def draw(options, device) -> None:
         for _ in done:
             pass
     if options.gif and distributed.rank() == 0:
-        frames: list = [np.full((min(options.count, 100), *shape[1:]), 128, np.uint8)]
+        frames: list = [np.full((min(options.count, few), *shape[1:]), 128, np.uint8)]
         pictures(range(len(frames[0])), frames)
         images.save_gif(options.gif, [images.grid(f, options.columns, zoom) for f in frames])
         print(options.gif)
@@ -212,17 +213,12 @@ def draw(options, device) -> None:
 
 
 def main() -> int:
-    try:
-        options = parse()
+    def work() -> None:
         check(options)
         from arpg_mini import distributed
         distributed.launch(draw, options.gpus, distributed.pick_device(options.device), options)
-        return 0
-    except UserError as error:
-        return complain("sample_mini.py", error)
-    except KeyboardInterrupt:
-        complain("sample_mini.py", "interrupted")
-        return 130
+    options = parse()
+    return exit_code("sample_mini.py", work)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from arpg_mini.config import (
     TokenizerConfig,
     TrainConfig,
     UserError,
-    complain,
     describe_run,
+    exit_code,
     presets,
 )
 
@@ -235,15 +235,13 @@ def finish(run: dict, options, model, tokenizer, held_out) -> None:
 
 
 def main() -> int:
-    try:
-        options = parse()
+    def work() -> None:
         run = describe_run(options)
         from arpg_mini import distributed
         device = distributed.pick_device(options.device)
         distributed.launch(train, options.gpus, device, run, options)
-        return 0
-    except UserError as error:
-        return complain("train_mini.py", error)
+    options = parse()
+    return exit_code("train_mini.py", work)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def complain(program: str, message: object) -> int:
     """Print one line for the user and return the exit code of their mistakes."""
     print(f"{program}: error: {message}", file=sys.stderr)
     return 2
+
+
+def exit_code(program: str, work: Callable[[], None]) -> int:
+    """Do the work; a user's mistake ends in one line and code 2, Ctrl-C in one line and 130."""
+    try:
+        work()
+        return 0
+    except UserError as error:
+        return complain(program, error)
+    except KeyboardInterrupt:
+        complain(program, "interrupted")
+        return 130
 
 
 @dataclass

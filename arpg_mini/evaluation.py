@@ -29,9 +29,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import Parser, UserError, complain
+from .config import Parser, UserError, exit_code
 from .data import SHAPES, Ids, fashion_pictures, shapes
-from .decoding import MOST_GUIDANCE, decode, named_order, random_orders
+from .decoding import Settings, decode, named_order, random_orders
 from .distances import frechet_distance, inception_score, moments, precision_recall
 from .distributed import pick_device
 from .images import to_uint8
@@ -197,7 +197,8 @@ def compare(options, device: torch.device) -> None:
     if probabilities:
         score, deviation = inception_score(
             extract(probabilities, pictures(options.fake), fake_count, device))
-        print(f"Inception score: {score:.3f} ± {deviation:.3f} over 10 parts, in the file's order")
+        print(f"Inception score: {score:.3f} ± {deviation:.3f} over {min(10, fake_count)} "
+              "parts, in the file's order")
     precision, recall = precision_recall(real, fake)
     print(f"precision: {precision:.4f}, recall: {recall:.4f} (k = 3, all pictures)")
 
@@ -298,12 +299,14 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, default=2.0, help="of the table (default 2)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         if options.count is not None and options.count < 2:
             raise UserError(f"--count {options.count}: must be 2 or more")
-        if not abs(options.guidance) <= MOST_GUIDANCE:
-            raise UserError(f"--guidance {options.guidance}: must be a number of at most "
-                            f"{MOST_GUIDANCE:g}")
+        try:
+            Settings(guidance=options.guidance)
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
         device = torch.device(pick_device(options.device))
         if options.fake:
             compare(options, device)
@@ -313,12 +316,7 @@ def main() -> int:
             steps_table(options.what, options.count or 500, options.guidance, device)
         else:
             score_shapes(options.what)
-        return 0
-    except UserError as error:
-        return complain("python -m arpg_mini.evaluation", error)
-    except KeyboardInterrupt:
-        complain("python -m arpg_mini.evaluation", "interrupted")
-        return 130
+    return exit_code(parser.prog, work)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .config import ModelConfig, Parser, TokenizerConfig, UserError, complain
+from .config import ModelConfig, Parser, TokenizerConfig, UserError, exit_code
 from .model import ARPG
 from .tokenizer import VQTokenizer
 
@@ -244,7 +244,8 @@ def main() -> int:
     parser.add_argument("--arpg", type=Path, help="file to write the model to")
     parser.add_argument("--tokenizer", type=Path, help="file to write the tokenizer to")
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         if not options.arpg and not options.tokenizer:
             raise UserError("nothing to write: give --arpg FILE, --tokenizer FILE or both")
         places = [f.resolve() for f in (options.arpg, options.tokenizer) if f]
@@ -260,12 +261,7 @@ def main() -> int:
                 unsaid = (f"; not in them: heads {module.config.heads}, grid {module.config.grid}"
                           if out == options.arpg else "")
                 print(f"{out}: {len(state)} tensors{unsaid}")
-        return 0
-    except UserError as error:
-        return complain("python -m arpg_mini.pretrained", error)
-    except KeyboardInterrupt:
-        complain("python -m arpg_mini.pretrained", "interrupted")
-        return 130
+    return exit_code(parser.prog, work)
 
 
 if __name__ == "__main__":
