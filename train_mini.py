@@ -4,19 +4,19 @@
     python train_mini.py --data fashion-mnist
     python train_mini.py --data FOLDER                class folders of pictures
     python train_mini.py --resume --out runs/shapes   go on with an interrupted run
+    python train_mini.py --preset arpg-l --plan --gpus 8    what a run takes, without training
 """
 
-import dataclasses
 import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from arpg_mini.config import (
     ModelConfig,
     Parser,
-    TokenizerConfig,
     TrainConfig,
     UserError,
     describe_run,
@@ -29,15 +29,18 @@ def parse(arguments: list[str] | None = None):
     parser = Parser("train_mini.py", description=__doc__.split("\n")[0])
     what = parser.add_argument_group("what to train on")
     what.add_argument("--preset", help="named sizes and settings: " + ", ".join(presets()))
-    what.add_argument("--data", help="shapes (default), fashion-mnist, or a folder of classes")
+    what.add_argument("--data", help="shapes (default), fashion-mnist, a folder of class folders "
+                      "of pictures or of ids (CLASS/NAME.npy, or codes/ and labels/), or a run "
+                      "whose ids to use")
     what.add_argument("--tokenizer", type=Path,
                       help="a trained tokenizer.pt, or the released VQ-16 (default: train one)")
+    what.add_argument("--views", help="of each picture: center, center-flip or ten-crop")
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, help="run folder (default: runs/PRESET)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out")
     where.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    where.add_argument("--gpus", type=int, default=1,
-                       help="processes, one a GPU; with --device cpu: CPU ones")
+    where.add_argument("--gpus", type=int, default=1, help="processes, one a GPU; with --device "
+                       "cpu: CPU ones; under torchrun: its own")
     how = parser.add_argument_group("how (default: the preset's)")
     how.add_argument("--steps", type=int, help="optimizer steps of ARPG")
     how.add_argument("--tokenizer-steps", type=int, help="optimizer steps of the tokenizer")
@@ -46,200 +49,150 @@ def parse(arguments: list[str] | None = None):
     how.add_argument("--dropout", type=float, help="of tokens, attention outputs and FFN outputs")
     how.add_argument("--side", type=int, help="pixels a side of a picture from a folder")
     how.add_argument("--seed", type=int, help="of every random choice (default 0)")
-    how.add_argument("--save-every", type=int, help="steps between saves (default: a tenth of all)")
+    fit = parser.add_argument_group("fitting it onto the machine (may change with --resume)")
+    fit.add_argument("--micro-batch", type=int, help="images a process handles at a time; "
+                     "gradients of the rest of its share are added up (default: the preset's)")
+    fit.add_argument("--shard", action="store_true", help="spread weights, gradients and optimizer "
+                     "over the processes (FSDP2) in place of a copy in each (DDP)")
+    fit.add_argument("--recompute", action="store_true", help="activation checkpointing: keep the "
+                     "blocks' inputs only, a third more work for a fraction of the memory")
+    fit.add_argument("--compile", action="store_true", help="torch.compile the blocks")
+    fit.add_argument("--precision", choices=("float32", "bfloat16"),
+                     help="of matrix products (default: bfloat16 on cuda, float32 on cpu)")
+    watch = parser.add_argument_group("saving and watching")
+    watch.add_argument("--save-every", type=int, help="steps between checkpoints, validation and "
+                       "sheets of samples (default: a tenth of all, at most 2000)")
+    watch.add_argument("--keep", type=int, default=2, help="newest checkpoints to keep, beside the "
+                       "best (default 2)")
+    watch.add_argument("--tensorboard", action="store_true", help="log there too, if installed")
+    plan = parser.add_argument_group("planning")
+    plan.add_argument("--plan", action="store_true", help="print parameters, FLOPs, memory and "
+                      "hours of the run, and stop")
+    plan.add_argument("--device-tflops", type=float, default=312.0,
+                      help="peak of one device (default 312: an A100's bfloat16, by data sheet)")
+    plan.add_argument("--utilisation", type=float, default=0.4,
+                      help="share of the peak that training reaches (default 0.4)")
     return parser.parse_args(arguments)
 
 
-def load_pictures(run: dict):
-    """Training and held-out pictures."""
-    from arpg_mini import data
-    if run["data"] == "shapes":
-        seed = 2 * run["seed"]
-        return data.shapes_pictures(40_000, seed), data.shapes_pictures(2000, seed + 1)
-    if run["data"] == "fashion-mnist":
-        return data.fashion_pictures("train"), data.fashion_pictures("t10k")
-    folder = Path(run["data"])
-    if list(folder.glob("train-images-idx3-ubyte*")):
-        return data.fashion_pictures("train", folder), data.fashion_pictures("t10k", folder)
-    return data.folder_pictures(folder, run["side"])
-
-
-def get_tokenizer(run: dict, out: Path, pictures, options, stop, device):
-    """The tokenizer of a run: the named one, the folder's finished one, or a newly trained one."""
-    import torch
-    from tqdm import tqdm
-
-    from arpg_mini import checkpoint, pretrained, training
-    from arpg_mini.tokenizer import VQTokenizer
-    path, config = out / "tokenizer.pt", TrainConfig(**run["train"])
-    if run["tokenizer_file"]:
-        if not path.exists():
-            tokenizer, _ = pretrained.load_any_tokenizer(Path(run["tokenizer_file"]))
-            checkpoint.save_tokenizer(path, tokenizer)
-        return checkpoint.load_tokenizer(path)[0].to(device)
-    torch.manual_seed(run["seed"])
-    tokenizer, start, state = VQTokenizer(TokenizerConfig(**run["tokenizer"])), 0, None
-    if path.exists():
-        tokenizer, saved = checkpoint.load_tokenizer(path)
-        start, state = saved["step"], saved.get("optimizer")
-    tokenizer.to(device)
-    optimizer = training.make_optimizer(tokenizer, 0.0, config.betas)
-    if state:
-        optimizer.load_state_dict(state)
-    bar = tqdm(training.train_tokenizer(tokenizer, pictures, config, run["seed"], optimizer, start),
-               "tokenizer", config.tokenizer_steps, initial=start, unit="step")
-    save_every = options.save_every or max(1, config.tokenizer_steps // 10)
-    for step, losses in enumerate(bar, start + 1):
-        if step % 20 == 0:
-            bar.set_postfix({k: f"{v.item():.4f}" for k, v in losses.items()})
-        last = step == config.tokenizer_steps
-        if last or stop.signal or step % save_every == 0:
-            checkpoint.save_tokenizer(path, tokenizer, step=step, steps=config.tokenizer_steps,
-                                      **({} if last else {"optimizer": optimizer.state_dict()}))
-        if stop.signal:
-            raise SystemExit(leave(out, step, stop))
-    return tokenizer.eval()
-
-
-def leave(out: Path, step: int, stop) -> int:
-    print(f"stopped by a signal after step {step}, saved; go on with: "
-          f"python train_mini.py --resume --out {out}", file=sys.stderr)
-    return 128 + stop.signal
-
-
-def get_ids(run: dict, options, stop, device) -> None:
-    """Leave `config.json`, `tokenizer.pt`, `ids/train` and `ids/val` in the run folder."""
-    from arpg_mini import checkpoint, data, pretrained, training
+def open_run(run: dict, options, device):
+    """The prepared run folder: held-out and training ids, and the (new) model's configuration."""
+    from arpg_mini import checkpoint
+    from arpg_mini.ids import Ids
     out = options.out
-    pictures, held_out = load_pictures(run)
-    _, sample = pictures.load(range(min(64, len(pictures))))
-    if not len(sample):
-        raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
-    stride = TokenizerConfig(**run["tokenizer"]).stride
-    if run["tokenizer_file"]:
-        mine = out / "tokenizer.pt"
-        file = mine if mine.exists() else Path(run["tokenizer_file"])
-        tokenizer, saved = pretrained.load_any_tokenizer(file)
-        if saved.get("step", 0) < saved.get("steps", 0):
-            raise UserError(f"--tokenizer {file}: is only half trained")
-        stride = tokenizer.config.stride
-    if sample.shape[1] % stride:
-        raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
-                        f"{stride}")
-    if run.get("classes", pictures.classes) != pictures.classes:
-        raise UserError(f"--data {run['data']}: its classes are no longer those that the run in "
-                        f"{out} was started with")
-    run["classes"], run["model"]["num_classes"] = pictures.classes, len(pictures.classes)
-    if not (out / "config.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(run, indent=1).encode()
-        checkpoint.write_whole(out / "config.json", lambda file: file.write(text))
-    tokenizer = get_tokenizer(run, out, pictures, options, stop, device)
-
-    def encode(images):
-        return tokenizer.encode(training.to_device(images, device)).flatten(1).cpu().numpy()
-
-    for part, which in (("train", pictures), ("val", held_out)):
-        data.encode_pictures(which, encode, out / "ids" / part, checkpoint.fingerprint(tokenizer),
-                             mirror=run["mirror"] and part == "train")
-        for file, why in which.bad.items():
-            print(f"left out: {file}: {why}", file=sys.stderr)
+    try:
+        ids, held_out = Ids(out / "ids" / "train"), Ids(out / "ids" / "val")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / 'ids'}: not to be read from this machine ({error}); all need to "
+                        "see the run folder") from None
+    run["classes"] = json.loads((out / "config.json").read_text())["classes"]
+    tokenizer, _ = checkpoint.load_tokenizer(out / "tokenizer.pt")
+    side = math.isqrt(ids.ids.shape[2])
+    if side * side != ids.ids.shape[2]:
+        raise UserError(f"--data {run['data']}: has {ids.ids.shape[2]} ids to a picture, which is "
+                        "no square")
+    config = ModelConfig(**{**run["model"], "num_classes": len(run["classes"]),
+                            "grid": (side, side), "vocab_size": tokenizer.config.codebook_size})
+    return ids, held_out, tokenizer.to(device), config
 
 
-def train(run: dict, options, device) -> None:
-    """The whole run, in each process."""
+def train(run: dict, options, device) -> int | None:
+    """The whole run, in each process. Returns an exit code if a signal ended it."""
     import torch
     from tqdm import tqdm
 
-    from arpg_mini import checkpoint, data, distributed, training
+    from arpg_mini import distributed, runs, training
     from arpg_mini.model import ARPG
-    out, stop, first = options.out, training.Stop(), distributed.rank() == 0
-    config, seed = TrainConfig(**run["train"]), run["seed"]
-    if first:                                  # little work next to the rest: one process does it
-        get_ids(run, options, stop, device)
-    distributed.barrier()
-    classes = json.loads((out / "config.json").read_text())["classes"]
-    ids, held_out = data.Ids(out / "ids" / "train"), data.Ids(out / "ids" / "val")
-    tokenizer, _ = checkpoint.load_tokenizer(out / "tokenizer.pt")
-    side = math.isqrt(ids.ids.shape[2])        # pictures are square
-    torch.manual_seed(seed)
-    model = ARPG(ModelConfig(**{**run["model"], "num_classes": len(classes), "grid": (side, side),
-                                "vocab_size": tokenizer.config.codebook_size})).to(device)
-    average, start, saved = training.average_of(model), 0, None
-    if (out / "model.pt").exists():
-        _, saved = checkpoint.load_model(out / "model.pt")
-        start = saved["step"]
-        checkpoint.fill(model, saved["model"], out / "model.pt")
-        checkpoint.fill(average, saved["ema"], out / "model.pt")
+    out, first = options.out, distributed.rank() == 0
+    stop = training.Stop(distributed.STOPPING)
+    runs.prepare(run, options, stop, device)
+    ids, held_out, tokenizer, model_config = open_run(run, options, device)
+    config = TrainConfig(**run["train"])
+    config = replace(config, micro_batch=options.micro_batch or config.micro_batch)
+    half = (options.precision or {"cuda": "bfloat16"}.get(device.type)) == "bfloat16"
+
+    torch.manual_seed(run["seed"])
+    model = ARPG(model_config).to(device)
+    average = training.average_of(model)
+    for block in [*model.content, *model.query]:
+        block.recompute = options.recompute
+        if options.compile:
+            block.compile()
+    call = distributed.wrap(model, device, options.shard, half)
+    if options.shard:
+        distributed.wrap(average, device, shard=True)
     optimizer = training.make_optimizer(model, config.weight_decay, config.betas)
-    if saved:
-        optimizer.load_state_dict(saved["optimizer"])
+    saver = runs.Saver(run, options, device, model, average, optimizer, held_out, tokenizer)
+    start = saver.load()
+    log = training.Log(out / "log.csv", start, options.tensorboard) if first else None
 
-    def save(step: int) -> None:
-        if first:
-            checkpoint.save(out / "model.pt", "model", config=dataclasses.asdict(model.config),
-                            model=model.state_dict(), ema=average.state_dict(), step=step,
-                            optimizer=optimizer.state_dict(), classes=classes,
-                            guidance=run["guidance"], guidance_schedule=run["guidance_schedule"])
-
-    log = training.Log(out / "log.csv", start) if first else None
-    every, save_every = max(1, config.steps // 60), options.save_every or max(1, config.steps // 10)
-    steps = training.train_arpg(model, distributed.wrap(model), average, ids, config, seed,
-                                optimizer, start, distributed.rank(), distributed.world())
+    every = min(100, max(1, config.steps // 60))
+    save_every = options.save_every or min(2000, max(1, config.steps // 10))
+    steps = training.train_arpg(model, call, average, ids, config, run["seed"], optimizer, start,
+                                distributed.rank(), distributed.world(),
+                                half and not options.shard)
     bar = tqdm(steps, "arpg", config.steps, initial=start, unit="step", disable=not first)
-    losses, since = [], time.perf_counter()
+    recent, since = [], time.perf_counter()
     for step, result in enumerate(bar, start + 1):
         last, stopping = step == config.steps, distributed.any_process(bool(stop.signal), device)
-        losses.append(result["loss"])
-        due_row = step % every == 0 or last
-        loss = distributed.mean(torch.stack(losses).mean()).item() if due_row else None
-        if due_row and first:
-            rate = len(losses) * config.batch_size / (time.perf_counter() - since)
-            due = last or step % (10 * every) == 0
-            val = training.validation_loss(average, held_out, seed) if due else ""
-            log.row(step=step, epoch=step * config.batch_size / len(ids), train_loss=loss,
-                    val_loss=val, lr=result["lr"], images_per_second=rate)
-            bar.set_postfix(loss=f"{loss:.3f}", **({"val": f"{val:.3f}"} if due else {}))
+        recent.append(torch.stack([result["loss"], result["norm"]]))
+        due_save, seen = step % save_every == 0 or last, {}
+        due_row = step % every == 0 or due_save
         if due_row:
-            losses, since = [], time.perf_counter()
-        if last or stopping or step % save_every == 0:
-            save(step)
-        if stopping:
+            rate = len(recent) * config.batch_size / (time.perf_counter() - since)
+            losses, norms = distributed.mean(torch.stack(recent)).T
+            good = norms.isfinite()
+            skipped = len(recent) - int(good.sum())
+            if skipped and first:
+                tqdm.write(f"step {step}: {skipped} of the last {len(recent)} steps left out, "
+                           "their gradients were not finite", sys.stderr)
+            if skipped >= max(10, len(recent)):
+                raise UserError(f"--lr {config.lr}: no gradient of the last {skipped} steps was "
+                                f"finite; the newest checkpoint is of step {saver.newest}")
+        if due_save or stopping:
+            seen = saver.save(step, must=last or stopping, look=due_save)
+        if due_row and first:
+            log.row(step=step, epoch=step * config.batch_size / len(ids),
+                    train_loss=losses[good].mean().item(), val_loss=seen.get("val_loss", ""),
+                    lr=result["lr"], images_per_second=rate,
+                    gradient_norm=norms[good].mean().item(), skipped_steps=skipped)
+            bar.set_postfix(loss=f"{losses[good].mean().item():.3f}",
+                            **{k: f"{v:.3f}" for k, v in seen.items()})
+        if due_row:
+            recent, since = [], time.perf_counter()
+        if stopping and not last:
             distributed.barrier()              # nobody leaves before the first has saved
-            raise SystemExit(leave(out, step, stop) if first else 128 + stop.signal)
+            return runs.leave(out, f"step {step}", stop)
     if first:
-        finish(run, options, average, tokenizer.to(device), held_out)
+        finish(run, options, saver.whole, tokenizer, held_out)
+    distributed.barrier()
 
 
 def finish(run: dict, options, model, tokenizer, held_out) -> None:
     """Say how good it is, draw the price of parallelism, say what to do next."""
-    from arpg_mini import images, training
-    from arpg_mini.decoding import decode
+    from arpg_mini import images, runs, training
     loss = training.validation_loss(model, held_out, run["seed"])
     print(f"validation loss {loss:.4f} nats = {loss / math.log(2):.4f} bits per token "
           f"(fixed orders, {len(held_out)} held-out pictures)")
-    n, columns = held_out.ids.shape[2], min(16, max(10, len(run["classes"])))
-    labels = [i % len(run["classes"]) for i in range(columns)]
+    n = held_out.ids.shape[2]
     counts = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
-    rows = []
-    for steps in counts:
-        ids = decode(model, labels, range(columns), steps=steps, guidance=run["guidance"],
-                     guidance_schedule=run["guidance_schedule"])
-        pictures = images.to_uint8(tokenizer.decode(ids.view(-1, *model.config.grid)))
-        rows.append(images.grid(pictures, columns, zoom=max(1, 96 // pictures.shape[1])))
+    rows = [runs.sheet(run, model, tokenizer, steps) for steps in counts]
     captions = [f"{c} step{'s' * (c > 1)}" for c in counts]
     images.save_png(options.out / "samples.png", images.captioned(rows, captions))
-    print(f"{options.out / 'samples.png'}: the same {columns} pictures in "
+    print(f"{options.out / 'samples.png'}: the same pictures in "
           f"{', '.join(map(str, counts))} steps\n"
           f"next: python sample_mini.py {options.out} --count 40 --steps 16 --gif steps.gif")
 
 
 def main() -> int:
-    def work() -> None:
+    def work() -> int | None:
         run = describe_run(options)
+        if options.plan:
+            from arpg_mini import plan
+            return print(plan.describe(run, options))
         from arpg_mini import distributed
         device = distributed.pick_device(options.device)
-        distributed.launch(train, options.gpus, device, run, options)
+        return distributed.launch(train, options.gpus, device, run, options)
     options = parse()
     return exit_code("train_mini.py", work)
 

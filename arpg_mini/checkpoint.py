@@ -7,6 +7,7 @@ at every moment the name holds one whole file, the old or the new. Loading never
 import contextlib
 import hashlib
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def write_whole(path: Path, write) -> None:
             part.unlink()
 
 
+def also_as(path: Path, other: Path) -> None:
+    """Let the file be found under another name too: by a hard link, or else by a copy."""
+    part = other.with_name(f"{other.name}.{os.getpid()}.part")
+    try:
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copyfile(path, part)
+        os.replace(part, other)
+    except OSError as error:
+        raise UserError(f"{other}: can't be written ({error})") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed have left half written."""
+    for part in folder.glob("*.part"):
+        part.unlink(missing_ok=True)
+
+
 def save(path: Path, kind: str, **content) -> None:
     """Write a checkpoint of tensors and plain values; `kind` says what it is."""
     write_whole(path, lambda file: torch.save({"format": FORMAT, "kind": kind, **content}, file))
@@ -59,6 +79,34 @@ def load(path: Path, kind: str) -> dict:
             or content.get("kind") != kind):
         raise UserError(f"{path}: is no {kind} of this program")
     return content
+
+
+def save_run(out: Path, keep: int, is_best: bool, former: int | None, **content) -> None:
+    """Write a run's `model.pt`. The one there, of step `former`, stays as `model-STEP.pt` until
+    `keep` newer ones are written; the new one is also `best.pt` if it is the best so far."""
+    path = out / "model.pt"
+    if keep > 1 and former is not None and path.exists():
+        also_as(path, out / f"model-{former:08d}.pt")
+    save(path, "model", **content)
+    if is_best:
+        also_as(path, out / "best.pt")
+    for file in sorted(out.glob("model-*.pt"), reverse=True)[keep - 1:]:
+        file.unlink()
+
+
+def newest(out: Path) -> tuple[dict | None, list[str]]:
+    """The newest checkpoint of a run that can be read, and why newer ones can't; None if there is
+    none at all. UserError if there are some and none can be read."""
+    wrong, found = [], []
+    for path in [out / "model.pt", *sorted(out.glob("model-*.pt"), reverse=True), out / "best.pt"]:
+        if path.exists() and not found:
+            try:
+                found.append(load(path, "model"))
+            except UserError as error:
+                wrong.append(str(error))
+    if wrong and not found:
+        raise UserError(f"{wrong[0]}; nor can another checkpoint in {out} be read")
+    return (found[0] if found else None), wrong
 
 
 def fill(module: torch.nn.Module, state: dict, path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+VIEWS = "center", "center-flip", "ten-crop"   # of a picture: see `ids.crops`
+
 
 class UserError(Exception):
     """A user's mistake, told in one line: the flag or file, the value, what would be right."""
@@ -27,11 +29,10 @@ def complain(program: str, message: object) -> int:
     return 2
 
 
-def exit_code(program: str, work: Callable[[], None]) -> int:
+def exit_code(program: str, work: Callable[[], int | None]) -> int:
     """Do the work; a user's mistake ends in one line and code 2, Ctrl-C in one line and 130."""
     try:
-        work()
-        return 0
+        return work() or 0
     except UserError as error:
         return complain(program, error)
     except KeyboardInterrupt:
@@ -112,6 +113,7 @@ class TrainConfig:
 
     steps: int = 3000                       # optimizer steps of ARPG
     batch_size: int = 64                    # images a step, over all processes together
+    micro_batch: int = 64                   # most of them that a process handles at a time
     lr: float = 2e-3                        # peak learning rate
     final_lr: float = 1e-5                  # where the cosine ends
     warmup: float = 0.25                    # share of the run in which it rises to the peak
@@ -135,7 +137,7 @@ class Preset:
     model: ModelConfig
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    mirror: bool = False                    # encode mirror images too: two views of each picture
+    views: str = "center"                   # of each picture, encoded as ids: see `ids.crops`
     guidance: float = 4.0                   # these two: how its samples are drawn by default
     guidance_schedule: str = "linear"
 
@@ -150,43 +152,55 @@ def presets() -> dict[str, Preset]:
     small = dict(dim=128, content_layers=3, query_layers=3, heads=4, ffn_hidden=256, dropout=0.0,
                  rope_base=100.0)
     paper = dict(vocab_size=16384, num_classes=1000, grid=(16, 16))
+    chunks = dict(loss_rows=2048)           # 2048 × 16384 float32 logits are 0.13 GB
     gentle = dict(guidance=2.0, guidance_schedule="constant")
     quick = dict(warmup=0.05, final_lr=4e-5, ema=0.998)
     return {
-        # Two CPU cores, minutes.
+        # Two CPU cores, minutes: shapes drawn on the spot, 0.9 M parameters.
         "shapes": Preset(
             "shapes", 24, ModelConfig(**small, vocab_size=48, num_classes=10, grid=(6, 6)),
             _small_tokenizer(48),
             TrainConfig(**quick, steps=4000, lr=2.5e-3, tokenizer_steps=600), **gentle),
+        # Two CPU cores, minutes: 60,000 real pictures, 28×28.
         "fashion-mnist": Preset(
             "fashion-mnist", 28, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(7, 7)),
             _small_tokenizer(256), TrainConfig(**quick, steps=2000), **gentle),
+        # Two CPU cores, minutes: any folder of class folders, at 32×32.
         "folder": Preset(
             "folder", 32, ModelConfig(**small, vocab_size=256, num_classes=10, grid=(8, 8)),
-            _small_tokenizer(256), TrainConfig(**quick, steps=2000), mirror=True, **gentle),
-        # ImageNet-256 with a tokenizer of stride 16, 62 M parameters: one 24 GB GPU.
+            _small_tokenizer(256), TrainConfig(**quick, steps=2000), views="center-flip", **gentle),
+        # ImageNet-256 from here on, with a tokenizer of stride 16. What each needs, `--plan` says.
+        # One 24 GB GPU: 62 M parameters, the paper's recipe at a quarter of its batch.
         "imagenet-s": Preset(
             "folder", 256, ModelConfig(dim=512, content_layers=7, query_layers=7, heads=8, **paper),
-            train=TrainConfig(steps=300_000, batch_size=256, lr=2e-4), mirror=True),
-        # ImageNet-256 with a tokenizer of stride 16. Steps, batch and rates of the paper; GPUs.
+            train=TrainConfig(**chunks, steps=300_000, batch_size=256, lr=2e-4),
+            views="center-flip"),
+        # The paper's sizes, batches, rates and steps; fewer GPUs accumulate. 40 GB cards, or
+        # 24 GB ones with --micro-batch 32.
         "arpg-l": Preset(
             "folder", 256,
             ModelConfig(dim=1024, content_layers=12, query_layers=12, heads=16, **paper),
-            train=TrainConfig(steps=500_000, batch_size=1024, lr=4e-4), mirror=True),
+            train=TrainConfig(**chunks, steps=500_000, batch_size=1024, lr=4e-4),
+            views="center-flip"),
+        # 80 GB cards, or several of 24 GB with --shard --recompute; XXL likewise.
         "arpg-xl": Preset(
             "folder", 256,
             ModelConfig(dim=1280, content_layers=18, query_layers=18, heads=20, **paper),
-            train=TrainConfig(steps=670_000, batch_size=768, lr=3e-4), mirror=True),
+            train=TrainConfig(**chunks, steps=670_000, batch_size=768, micro_batch=32, lr=3e-4),
+            views="center-flip"),
         "arpg-xxl": Preset(
             "folder", 256,
             ModelConfig(dim=1536, content_layers=24, query_layers=24, heads=24, **paper),
-            train=TrainConfig(steps=1_000_000, batch_size=512, lr=2e-4), mirror=True),
+            train=TrainConfig(**chunks, steps=1_000_000, batch_size=512, micro_batch=16,
+                              lr=2e-4),
+            views="center-flip"),
     }
 
 
 # Flags of train_mini.py that change a run's description: its key (and the key within), least value.
 FLAGS = {"data": ("data", None, None), "preset": ("preset", None, None), "seed": ("seed", None, 0),
-         "side": ("side", None, 4), "tokenizer": ("tokenizer_file", None, None),
+         "side": ("side", None, 4), "views": ("views", None, None),
+         "tokenizer": ("tokenizer_file", None, None),
          "steps": ("train", "steps", 1), "tokenizer_steps": ("train", "tokenizer_steps", 4),
          "batch_size": ("train", "batch_size", 1), "lr": ("train", "lr", 1e-12),
          "dropout": ("model", "dropout", 0)}
@@ -212,7 +226,7 @@ def describe_run(options: argparse.Namespace) -> dict:
             raise UserError(f"--resume: {stored}: no run to go on with ({error})") from None
         if not isinstance(run, dict) or not run.keys() >= asdict(known["shapes"]).keys():
             raise UserError(f"--resume: {stored}: not the description of a run")
-    elif stored.exists():
+    elif stored.exists() and not options.plan:
         raise UserError(f"--out {options.out}: already holds a run; add --resume to go on with it, "
                         "or name another folder")
     else:
@@ -229,9 +243,12 @@ def describe_run(options: argparse.Namespace) -> dict:
             raise UserError(f"{written}: the run in {options.out} was started with "
                             f"{place[inner or key]}; leave the flag out")
         place[inner or key] = str(value) if flag == "tokenizer" else value
+    if run["views"] not in VIEWS:
+        raise UserError(f"--views {run['views']}: must be one of {', '.join(VIEWS)}")
     if options.tokenizer and not options.tokenizer.is_file():
         raise UserError(f"--tokenizer {options.tokenizer}: no such file")
-    if run["tokenizer"]["channels"] == TokenizerConfig.channels and not run["tokenizer_file"]:
+    if (run["tokenizer"]["channels"] == TokenizerConfig.channels and not run["tokenizer_file"]
+            and not options.plan):
         raise UserError(f"--preset {run['preset']}: needs a trained tokenizer, --tokenizer FILE")
     if run["model"]["dropout"] >= 1:
         raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
@@ -241,6 +258,7 @@ def describe_run(options: argparse.Namespace) -> dict:
                         f"--gpus {processes}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is no folder")
-    if options.save_every is not None and options.save_every < 1:
-        raise UserError(f"--save-every {options.save_every}: must be 1 or more")
+    for flag in ("save_every", "keep", "micro_batch"):
+        if (value := getattr(options, flag)) is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
     return run

@@ -2,12 +2,11 @@
 
 The one idea: whatever the source, a data set is a list of labels and a function from indices to
 uint8 pictures, with a fingerprint that changes when anything in it does. Encoded once by a
-tokenizer it becomes files of ids, which is all that ARPG ever reads.
+tokenizer it becomes files of ids (`ids.py`), which is all that ARPG ever reads.
 """
 
 import gzip
 import hashlib
-import json
 import math
 import os
 import urllib.request
@@ -29,13 +28,19 @@ class Pictures:
                  fingerprint: str):
         self.images, self.labels, self.classes = images, labels.astype(np.int64), list(classes)
         self.fingerprint = fingerprint
-        self.bad: dict[str, str] = {}           # file -> why it can't be used
+        self.bad: dict[str, str] = {}           # name -> why it can't be used
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The usable ones of `indices`, and their pictures, (n, side, side, 3) uint8."""
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def load(self, indices: Sequence[int], side: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The usable ones of `indices`, and their pictures, (n, side, side, 3) uint8.
+
+        `side` asks for another size than usual, of pictures that come in any.
+        """
         indices = np.asarray(indices)
         return indices, self.images[indices]
 
@@ -219,114 +224,93 @@ def fit_picture(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
-class FolderPictures(Pictures):
-    """Pictures in `root/CLASS/…`, read when asked; what can't be read is named in `bad`."""
+class FileSource(Pictures):
+    """Items in files below `root`, read when asked; what can't be read is named in `bad`."""
 
-    def __init__(self, files: list[tuple[str, int]], root: Path, classes: Sequence[str], side: int):
-        self.files, self.root, self.side = [f for f, _ in files], root, side
-        digest = hashlib.sha256(f"folder 1 {side}".encode())
-        for file, label in files:
+    def __init__(self, files: Sequence[str], root: Path, labels: Sequence[int],
+                 classes: Sequence[str], kind: str):
+        self.files, self.root = list(files), root
+        digest = hashlib.sha256(kind.encode())
+        for file, label in zip(files, labels):
             stat = (root / file).stat()
             digest.update(os.fsencode(f"\n{file} {label} {stat.st_size} {stat.st_mtime_ns}"))
-        labels = np.array([label for _, label in files], np.int64)
-        super().__init__(np.empty(0), labels, classes, digest.hexdigest())
+        super().__init__(np.empty(0), np.array(labels, np.int64), classes, digest.hexdigest())
 
-    def load_one(self, index: int) -> np.ndarray | None:
-        path = self.root / self.files[index]
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
+    def read(self, path: Path, side: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def load_one(self, index: int, side: int) -> np.ndarray | None:
         try:
-            with Image.open(path) as image:
-                return fit_picture(image, self.side)
+            return self.read(self.root / self.files[index], side)
         except Exception as error:  # a codec may raise anything; one bad file must not end a run
-            self.bad[str(path)] = f"{type(error).__name__}: {error}"
+            self.bad[self.name(index)] = f"{type(error).__name__}: {error}"
             return None
 
-    def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, indices: Sequence[int], side: int = 0) -> tuple[np.ndarray, np.ndarray]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(self.load_one, indices))
-        kept = [i for i, image in zip(indices, images) if image is not None]
-        good = [image for image in images if image is not None]
-        shape = len(good), self.side, self.side, 3
-        return np.asarray(kept, np.int64), np.array(good, np.uint8).reshape(shape)
+            items = list(pool.map(lambda index: self.load_one(index, side), indices))
+        kept = [i for i, item in zip(indices, items) if item is not None]
+        good = [item for item in items if item is not None]
+        return np.asarray(kept, np.int64), np.array(good) if good else np.empty(0, np.uint8)
 
 
-def folder_pictures(root: Path, side: int) -> tuple[FolderPictures, FolderPictures]:
-    """Training and held-out pictures of a folder of class folders.
+class FolderPictures(FileSource):
+    """Pictures in `root/CLASS/…`."""
 
-    Held out are `root/val` if there is one beside `root/train`, else every file whose path's
-    checksum falls on 1 in 20 (so adding files moves no other), and at least one.
+    def __init__(self, files: list[tuple[str, int]], root: Path, classes: Sequence[str], side: int):
+        self.side = side
+        super().__init__([f for f, _ in files], root, [label for _, label in files], classes,
+                         f"folder 1 {side}")
+
+    def read(self, path: Path, side: int) -> np.ndarray:
+        with Image.open(path) as image:
+            return fit_picture(image, side or self.side)
+
+
+Listing = list[tuple[str, int]]                 # files below a folder, with their classes
+
+
+def class_folders(root: Path, suffixes: set[str]) -> tuple[list[str], list[tuple[Path, Listing]]]:
+    """The class names, and (folder, files) twice: to train on, and held out.
+
+    Held out is `val` beside `train` (`root` holds both, or is the latter), if its class folders
+    are named alike; else every file whose path's checksum falls on 1 in 20 (1 in 200 from 200,000
+    files on), so that adding files moves no other, and at least one.
     """
     if not root.is_dir():
         raise UserError(f"--data {root}: no such folder (nor 'shapes' or 'fashion-mnist')")
-    split = (root / "train").is_dir() and (root / "val").is_dir()
-    base = root / "train" if split else root
+    base = root / "train" if (root / "train").is_dir() and (root / "val").is_dir() else root
+    val = base.parent / "val"
     classes = sorted(d.name for d in base.iterdir() if d.is_dir() and not d.name.startswith("."))
 
-    def listing(folder: Path) -> list[tuple[str, int]]:
-        return [(str(f.relative_to(folder)), label) for label, name in enumerate(classes)
+    def listing(folder: Path) -> Listing:
+        named = tqdm(classes, f"list {folder.name}", disable=len(classes) < 100, leave=False)
+        return [(str(f.relative_to(folder)), label) for label, name in enumerate(named)
                 for f in sorted((folder / name).rglob("*"))
-                if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()]
+                if f.suffix.lower() in suffixes and f.name[0] != "." and f.is_file()]
 
     files = listing(base)
     if len(files) < 2:
         raise UserError(f"--data {root}: has {len(files)} pictures in class folders "
-                        f"({', '.join(sorted(s[1:] for s in SUFFIXES))}); at least 2 are needed")
-    if split:
-        held_out = listing(root / "val")
-        if not held_out:
-            raise UserError(f"--data {root}: val has no pictures in folders named as train's")
-        return FolderPictures(files, base, classes, side), \
-            FolderPictures(held_out, root / "val", classes, side)
+                        f"({', '.join(sorted(s[1:] for s in suffixes))}); at least 2 are needed")
+    held_out = listing(val) if base.name == "train" and val.is_dir() else []
+    if held_out:
+        return classes, [(base, files), (val, held_out)]
+    if base != root:
+        raise UserError(f"--data {root}: val has no pictures in folders named as train's")
     marks = [int(hashlib.sha256(os.fsencode(f)).hexdigest()[:8], 16) for f, _ in files]
-    out = {i for i, mark in enumerate(marks) if mark % 20 == 0} or {int(np.argmin(marks))}
+    share = 20 if len(files) < 200_000 else 200
+    out = {i for i, mark in enumerate(marks) if mark % share == 0} or {int(np.argmin(marks))}
     if len(out) == len(files):
         out.pop()
-    parts = [[f for i, f in enumerate(files) if (i in out) == held] for held in (False, True)]
-    return tuple(FolderPictures(part, root, classes, side) for part in parts)
+    return classes, [(base, [f for i, f in enumerate(files) if (i in out) == held])
+                     for held in (False, True)]
 
 
-# Files of ids.
-
-class Ids:
-    """Encoded pictures, memory-mapped: `ids` (n, views, N) uint16 and `labels` (n,) int64."""
-
-    def __init__(self, stem: Path):
-        self.ids = np.load(stem.with_suffix(".npy"), mmap_mode="r")
-        self.labels = np.load(stem.with_suffix(".labels.npy"))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def encode_pictures(pictures: Pictures, encode, stem: Path, mark: str, mirror: bool,
-                    batch: int = 256, progress: bool = True) -> Ids:
-    """The ids of `pictures`: from `stem`.npy if it was made of the same, else encoded to there.
-
-    encode: (n, side, side, 3) uint8 -> (n, N) ids. mark: what else the ids depend on, the
-    tokenizer's fingerprint.
-    mirror: encode each picture's mirror image too, as a second view.
-    The small JSON file that vouches for the two arrays is written last.
-    """
-    voucher = stem.with_suffix(".json")
-    made_of = {"pictures": pictures.fingerprint, "mark": mark, "views": 1 + mirror}
-    try:
-        if json.loads(voucher.read_text()) == made_of:
-            return Ids(stem)
-    except (OSError, ValueError, EOFError):
-        pass
-    voucher.unlink(missing_ok=True)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    rows, labels = [], []
-    starts = range(0, len(pictures), batch)
-    for start in tqdm(starts, f"encode {stem.name}", disable=not progress):
-        kept, images = pictures.load(range(start, min(start + batch, len(pictures))))
-        if len(kept):
-            views = [images, images[:, :, ::-1]] if mirror else [images]
-            rows.append(np.stack([encode(v) for v in views], axis=1).astype(np.uint16))
-            labels.append(pictures.labels[kept])
-    if not rows:
-        raise UserError(f"{next(iter(pictures.bad), stem)}: none of {len(pictures)} pictures "
-                        "can be read")
-    np.save(stem.with_suffix(".npy"), np.concatenate(rows))
-    np.save(stem.with_suffix(".labels.npy"), np.concatenate(labels))
-    voucher.write_text(json.dumps(made_of))
-    return Ids(stem)
+def folder_pictures(root: Path, side: int) -> list[FolderPictures]:
+    """Training and held-out pictures of a folder of class folders."""
+    classes, parts = class_folders(root, SUFFIXES)
+    return [FolderPictures(files, folder, classes, side) for folder, files in parts]

@@ -9,15 +9,33 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from .config import UserError, complain
+from .model import ARPG
+
+T = TypeVar("T")
+
+
+# Ctrl-C, a scheduler's end, and the warning before it (SLURM's --signal=USR1@120).
+STOPPING = signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 
 def pick_device(name: str | None) -> str:
@@ -32,9 +50,9 @@ def pick_device(name: str | None) -> str:
     return name
 
 
-def launch(main, gpus: int, device: str, *arguments) -> None:
-    """Call `main(*arguments, device)` in `gpus` processes (or as torchrun's process, if that
-    started us)."""
+def launch(main, gpus: int, device: str, *arguments) -> int | None:
+    """Call `main(*arguments, device)`, which returns an exit code or None, in `gpus` processes (or
+    as torchrun's process, if that started us)."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be 1 or more")
     if "LOCAL_RANK" in os.environ:
@@ -49,7 +67,7 @@ def launch(main, gpus: int, device: str, *arguments) -> None:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(gpus),
                       OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // gpus)))
     processes = mp.spawn(_spawned, args=(main, device, *arguments), nprocs=gpus, join=False)
-    for number in (signal.SIGINT, signal.SIGTERM):  # each process decides what to do about it
+    for number in STOPPING:                    # each process decides what to do about it
         signal.signal(number, lambda n, _: [os.kill(pid, n) for pid in processes.pids()])
     try:
         while not processes.join():
@@ -62,19 +80,22 @@ def _spawned(rank: int, main, device: str, *arguments) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        _member(rank, main, device, *arguments)
+        code = _member(rank, main, device, *arguments) or 0
     except UserError as error:
-        sys.exit(complain(Path(sys.argv[0]).name, error))
+        code = complain(Path(sys.argv[0]).name, error)
+    except SystemExit as end:
+        code = end.code
+    sys.exit(code)
 
 
-def _member(local_rank: int, main, device: str, *arguments) -> None:
+def _member(local_rank: int, main, device: str, *arguments) -> int | None:
     place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(place)
     # Process 0 may train a tokenizer or write files for hours while the others wait.
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
     try:
-        main(*arguments, place)
+        return main(*arguments, place)
     finally:
         dist.destroy_process_group()
 
@@ -92,10 +113,59 @@ def barrier() -> None:
         dist.barrier()
 
 
-def wrap(model: nn.Module) -> nn.Module:
-    """The module to call in training: averages gradients over the processes, if there are
-    several."""
-    return nn.parallel.DistributedDataParallel(model) if world() > 1 else model
+def from_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, in all of them; its user's mistake ends all."""
+    if world() == 1:
+        return work()
+    box = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise UserError(box[1]) if rank() == 0 else SystemExit(2)
+    return box[0]
+
+
+def wrap(model: ARPG, device: torch.device, shard: bool = False, half: bool = False) -> nn.Module:
+    """The module to call in training: gradients come out averaged over the processes.
+
+    By default each process holds everything (DDP). `shard` spreads weights, gradients and optimizer
+    over the processes, a block at a time put together when it is needed (FSDP2), in place; `half`
+    then computes in bfloat16 (there is no autocast, which would keep whole copies of the weights).
+    """
+    if not shard:
+        return (nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+                if world() > 1 else model)
+    how = {"mesh": init_device_mesh(device.type, (world(),)),
+           "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None,
+                                             reduce_dtype=torch.float32)}
+    for block in [*model.content, *model.query]:
+        fully_shard(block, **how)
+    return fully_shard(model, **how)
+
+
+def whole_state(model: ARPG, average: ARPG, optimizer: torch.optim.Optimizer) -> dict:
+    """All that training needs to go on, in CPU memory, the same however many processes there are.
+
+    To be called by all processes; sharded, only the first gets it, the others empty ones.
+    """
+    how = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {"model": get_model_state_dict(model, options=how),
+            "ema": get_model_state_dict(average, options=how),
+            "optimizer": get_optimizer_state_dict(model, optimizer, options=how)}
+
+
+def load_state(saved: dict | None, model: ARPG, average: ARPG,
+               optimizer: torch.optim.Optimizer) -> None:
+    """Hand the first process's `saved` to all; the others' is None."""
+    how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=world() > 1)
+    saved = saved or {"model": {}, "ema": {}, "optimizer": {}}
+    set_model_state_dict(model, saved["model"], options=how)
+    set_model_state_dict(average, saved["ema"], options=how)
+    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=how)
 
 
 def mean(value: Tensor) -> Tensor:

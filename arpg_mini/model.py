@@ -9,6 +9,7 @@ Questions do not see each other, so any number can be asked at once, in any orde
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Cache, ContentAttention, QueryAttention, RMSNorm, rotary_table, rotate
 from .config import ModelConfig
@@ -30,6 +31,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block around either kind of attention."""
 
+    recompute = False       # in training keep only the input, and compute all else a second time
+
     def __init__(self, config: ModelConfig, attention: type[nn.Module]):
         super().__init__()
         self.attention_norm = RMSNorm(config.dim)
@@ -37,7 +40,12 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim)
         self.ffn = FeedForward(config.dim, config.ffn_hidden)
 
-    def forward(self, x: Tensor, *where, dropout: float = 0.0, **how) -> Tensor:
+    def forward(self, x: Tensor, *where, **how) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, *where, use_reentrant=False, **how)
+        return self.compute(x, *where, **how)
+
+    def compute(self, x: Tensor, *where, dropout: float = 0.0, **how) -> Tensor:
         x = x + F.dropout(self.attention(self.attention_norm(x), *where, **how), dropout)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)
 

@@ -9,19 +9,26 @@ The loops are generators: they yield after every step and leave saving, logging 
 caller.
 """
 
+import contextlib
 import copy
 import csv
+import io
 import math
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from .config import TrainConfig
-from .data import Ids, Pictures
+from .checkpoint import write_whole
+from .config import TrainConfig, UserError
+from .data import Pictures
+from .ids import Ids
 from .model import ARPG
 from .tokenizer import VQTokenizer
 
@@ -29,8 +36,13 @@ from .tokenizer import VQTokenizer
 DATA, ORDERS, DROPS, VIEWS, DROPOUT, HELD_OUT, PICTURES, CODES = range(8)
 
 
-def generator(seed: int, purpose: int, index: int = 0) -> np.random.Generator:
-    return np.random.default_rng([seed, purpose, index])
+def generator(seed: int, purpose: int, *index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, purpose, *(index or (0,))])
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, purpose: int, epoch: int, n: int) -> np.ndarray:
+    return generator(seed, purpose, epoch).permutation(n)
 
 
 def visits(seed: int, purpose: int, step: int, batch: int, n: int) -> np.ndarray:
@@ -39,9 +51,8 @@ def visits(seed: int, purpose: int, step: int, batch: int, n: int) -> np.ndarray
     at = np.arange(step * batch, (step + 1) * batch)
     picked = np.empty(batch, np.int64)
     for epoch in np.unique(at // n):
-        permutation = generator(seed, purpose, int(epoch)).permutation(n)
         here = at // n == epoch
-        picked[here] = permutation[at[here] % n]
+        picked[here] = permutation(seed, purpose, int(epoch), n)[at[here] % n]
     return picked
 
 
@@ -67,10 +78,16 @@ def make_optimizer(module: nn.Module, weight_decay: float,
 
 def optimizer_step(optimizer: torch.optim.Optimizer, module: nn.Module, lr: float,
                    clip: float) -> Tensor:
-    """Clip, step, forget the gradients. Returns the gradient's norm before clipping."""
+    """Clip, step, forget the gradients. Returns the gradient's norm before clipping.
+
+    If it is not finite nothing changes, weights or optimizer: the fused AdamW leaves out a step
+    whose `found_inf` is 1 (gradient scalers use it so), without the CPU having to look.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    optimizer.grad_scale, optimizer.found_inf = None, 1 - norm.isfinite().float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -86,7 +103,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     """average ← average·d + model·(1 - d), with d growing from 0.1 to `decay` so that it starts
     fresh."""
     d = min(decay, (1 + step) / (10 + step))
-    for a, p in zip(average.parameters(), model.parameters()):
+    for pair in zip(average.parameters(), model.parameters()):
+        a, p = (t.to_local() if isinstance(t, DTensor) else t for t in pair)
         a.lerp_(p, 1 - d)
 
 
@@ -149,31 +167,46 @@ def draw_batch(ids: Ids, config: TrainConfig, null_label: int, class_dropout: fl
 
 def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: TrainConfig,
                seed: int, optimizer: torch.optim.Optimizer, start: int = 0, rank: int = 0,
-               world: int = 1) -> Iterator[dict[str, Tensor | float]]:
+               world: int = 1, half: bool = False) -> Iterator[dict[str, Tensor | float]]:
     """Yield {"loss", "lr", "norm"} after each step from `start` to the last.
 
     `call` is `model` or its wrapper for several processes; `average` is updated after every step.
+    A process whose rows are more than `config.micro_batch` takes them in pieces and adds up the
+    gradients. `half`: autocast to bfloat16. A step whose norm is not finite changed nothing.
     """
-    device = model.embedding.weight.device
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    device = next(model.parameters()).device
+    rows = config.batch_size // world
+    pieces = -(-rows // config.micro_batch)
+    cuts = [rows * i // pieces for i in range(pieces + 1)]
     model.train()
     for step in range(start, config.steps):
-        tokens, labels, orders = (t.to(device, non_blocking=True) for t in draw_batch(
-            ids, config, model.null_label, model.config.class_dropout, seed, step, rank, world))
-        torch.manual_seed(int(generator(seed, DROPOUT, step).integers(2**62)) + rank)
-        with bf16:
-            loss = call(tokens, labels, orders, loss_rows=config.loss_rows)
-        loss.backward()
+        batch = draw_batch(ids, config, model.null_label, model.config.class_dropout, seed, step,
+                           rank, world)
+        if device.type == "cuda":                # pinned, so that copying need not be waited for
+            batch = [t.pin_memory() for t in batch]
+        loss = torch.zeros((), device=device)
+        for piece in range(pieces):
+            tokens, labels, orders = (t[cuts[piece]:cuts[piece + 1]].to(device, non_blocking=True)
+                                      for t in batch)
+            torch.manual_seed(int(generator(seed, DROPOUT, step, rank, piece).integers(2**62)))
+            ddp = isinstance(call, nn.parallel.DistributedDataParallel)
+            silent = call.no_sync() if ddp and piece < pieces - 1 else contextlib.nullcontext()
+            with silent:
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    part = call(tokens, labels, orders, loss_rows=config.loss_rows)
+                    part = part * (len(tokens) / rows)
+                part.backward()
+            loss += part.detach()
         lr = learning_rate(step, config.steps, config, config.lr)
         norm = optimizer_step(optimizer, model, lr, config.grad_clip)
         update_average(average, model, config.ema, step)
-        yield {"loss": loss.detach(), "lr": lr, "norm": norm}
+        yield {"loss": loss, "lr": lr, "norm": norm}
 
 
 @torch.no_grad()
 def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: int = 250) -> float:
     """Nats per token on held-out pictures: causal mask, one fixed order each, no dropout, no class
-    drop."""
+    drop, in the weights' precision."""
     device, n = model.embedding.weight.device, ids.ids.shape[2]
     training, total, count = model.training, 0.0, min(count, len(ids))
     model.eval()
@@ -190,34 +223,58 @@ def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: 
 
 
 class Log:
-    """`log.csv`: a row per logged step; rows after the resumed step are dropped."""
+    """`log.csv`: a row per logged step; rows after the resumed step are dropped.
 
-    columns = ["step", "epoch", "train_loss", "val_loss", "lr", "images_per_second"]
+    A row that can't be written (a full disk) comes with the next that can. `tensorboard`: write
+    the numbers there too, for who has that package.
+    """
 
-    def __init__(self, path: Path, start: int):
-        rows = []
+    columns = ["step", "epoch", "train_loss", "val_loss", "lr", "images_per_second",
+               "gradient_norm", "skipped_steps"]
+
+    def __init__(self, path: Path, start: int, tensorboard: bool = False):
+        self.path, self.rows, self.board = path, [], None
         if start and path.exists():
-            rows = [r for r in csv.DictReader(path.open()) if r["step"] and int(r["step"]) <= start]
-        self.file = path.open("w", newline="")
-        self.writer = csv.DictWriter(self.file, self.columns)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
+            with open(path, newline="", errors="replace") as file:
+                self.rows = [row for row in csv.DictReader(file)
+                             if set(row) == set(self.columns) and None not in row.values()
+                             and row["step"].isdecimal() and int(row["step"]) <= start]
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=start + 1)
+        self.write()
+
+    def write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with contextlib.suppress(UserError):
+            write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
 
     def row(self, **values) -> None:
-        self.writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v
-                              for k, v in values.items()})
-        self.file.flush()
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v
+                          for k, v in values.items()})
+        self.write()
+        if self.board:
+            for name in set(values) - {"step"}:
+                if values[name] != "":
+                    self.board.add_scalar(name, values[name], values["step"])
 
 
 class Stop:
-    """Remembers that Ctrl-C or SIGTERM came, so that the step can be finished and saved."""
+    """Remembers that a signal to stop came, so that the step can be finished and saved."""
 
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+    def __init__(self, signals: Sequence[int]):
+        self.signal, self.since = 0, 0.0
+        for number in signals:
             signal.signal(number, self.remember)
 
     def remember(self, number: int, frame) -> None:
-        """A second signal ends the program at once."""
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        """A later signal ends the program at once. One that follows within a second is the same:
+        a terminal sends Ctrl-C to all processes, and the first hands it on to the others."""
+        if not self.signal:
+            self.signal, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -54,8 +54,13 @@ def finished(pictures, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises_and_says_what_is_next(finished):
     out, done = finished
-    assert {p.name for p in out.iterdir()} == {"config.json", "ids", "log.csv", "model.pt",
-                                               "samples.png", "tokenizer.pt"}
+    assert {p.name for p in out.iterdir()} == {
+        "best.pt", "config.json", "ids", "log.csv", "model.pt", "model-00000005.pt", "samples",
+        "samples.png", "tokenizer.pt"}
+    assert {p.name for p in (out / "samples").iterdir()} == {f"step-0000000{i}.png"
+                                                             for i in range(1, 7)}
+    assert {p.name for p in (out / "ids").iterdir()} == {
+        f"{part}.{kind}" for part in ("train", "val") for kind in ("json", "npy", "labels.npy")}
     assert "broken.png" in done.stderr and "bits per token" in done.stdout
     assert f"sample_mini.py {out}" in done.stdout
     assert json.loads((out / "config.json").read_text())["classes"] == ["cat", "dog"]

@@ -181,33 +181,6 @@ def test_folders_that_will_not_do(tmp_path, make, says):
         data.folder_pictures(folder, 16)
 
 
-def test_ids_are_reused_when_nothing_changed_and_never_when_something_did(tmp_path):
-    pictures, calls = data.shapes_pictures(50, 3), []
-
-    def encode(images):
-        calls.append(len(images))
-        return images[:, ::8, ::8, 0].reshape(len(images), -1)
-
-    def ids(which=pictures, mark="m", mirror=False):
-        calls.clear()
-        return data.encode_pictures(which, encode, tmp_path / "ids" / "train", mark, mirror,
-                                    batch=20, progress=False)
-
-    first = ids()
-    assert calls == [20, 20, 10] and first.ids.shape == (50, 1, 9) and first.ids.dtype == np.uint16
-    assert (first.labels == pictures.labels).all() and isinstance(first.ids, np.memmap)
-    assert (ids().ids == first.ids).all() and not calls
-    for change in (dict(mark="other"), dict(which=data.shapes_pictures(50, 4)), dict(mirror=True)):
-        ids(**change)
-        assert calls, f"not encoded anew after {change}"
-    mirrored = ids(mirror=True).ids
-    assert mirrored.shape == (50, 2, 9)
-    assert (mirrored[0, 1] == pictures.images[0][::8, ::-1][:, ::8, 0].ravel()).all()
-    (tmp_path / "ids" / "train.json").write_text("{")
-    ids(mirror=True)
-    assert calls
-
-
 def test_a_changed_file_changes_a_folders_fingerprint(tmp_path):
     odd_folder(tmp_path)
     before = data.folder_pictures(tmp_path, 8)[0]

@@ -145,6 +145,7 @@ def test_the_log_drops_rows_after_the_resumed_step(tmp_path):
     again = training.Log(tmp_path / "log.csv", 20)
     again.row(step=30, epoch=0.5, train_loss=2.0, val_loss=1.5, lr=1e-3, images_per_second=5.0)
     lines = (tmp_path / "log.csv").read_text().split()
-    assert lines[0] == "step,epoch,train_loss,val_loss,lr,images_per_second"
+    assert lines[0] == ("step,epoch,train_loss,val_loss,lr,images_per_second,gradient_norm,"
+                        "skipped_steps")
     assert ([line.split(",")[0] for line in lines[1:]] == ["10", "20", "30"]
             and lines[3].startswith("30,0.5,2,1.5"))

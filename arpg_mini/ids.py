@@ -1,0 +1,221 @@
+"""Files of ids: pictures encoded once, or ids that others extracted; all that ARPG ever reads.
+
+The one idea: work in parts. The pictures are cut into parts of a fixed size, any process may encode
+any part, and a finished part is a file of its own with a mark of all it was made of. So a killed
+run loses the parts in work and nothing else, and the next may have another number of processes.
+When all parts are there they are put together into one array, and a small JSON file, written last,
+vouches for it: what it was made of, the checksums, and what had to be left out.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint import write_whole
+from .config import UserError
+from .data import FileSource, Pictures, class_folders
+
+PART = 256                                      # pictures to a part
+MARGIN = 1.1                                    # shorter side of a ten-crop's picture, in sides
+
+
+def crops(images: np.ndarray, views: str, side: int) -> list[np.ndarray]:
+    """(n, s, s, 3) pictures -> their views, each (n, side, side, 3).
+
+    "center": themselves. "center-flip": and their mirror images. "ten-crop": of larger pictures
+    the four corners and the centre, and their mirror images (the paper's, after LlamaGen).
+    """
+    far = images.shape[1] - side
+    corners = [(0, 0), (0, far), (far, 0), (far, far)] if views == "ten-crop" else []
+    cut = [images[:, y:y + side, x:x + side] for y, x in [*corners, (far // 2, far // 2)]]
+    return cut if views == "center" else cut + [c[:, :, ::-1] for c in cut]
+
+
+class Ids:
+    """Encoded pictures, memory-mapped: `ids` (n, views, N) uint16 and `labels` (n,) int64."""
+
+    def __init__(self, stem: Path):
+        self.ids = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        self.labels = np.load(stem.with_suffix(".labels.npy"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class IdFiles(FileSource):
+    """Extracted ids, a file a picture: (views, N) or (1, views, N) whole numbers below `vocab`.
+
+    All must have the views and tokens of the first that can be read.
+    """
+
+    def __init__(self, files: Sequence[str], root: Path, labels: Sequence[int],
+                 classes: Sequence[str], vocab: int):
+        super().__init__(files, root, labels, classes, f"ids 1 {vocab}")
+        self.vocab, self.sizes = vocab, None
+        for i in range(min(64, len(files))):
+            if (first := self.load_one(i, 0)) is not None:
+                self.sizes = first.shape
+                return
+        file, why = next(iter(self.bad.items()))
+        raise UserError(f"{file}: no ids of this tokenizer ({why}), nor are the next 63 files")
+
+    def read(self, path: Path, side: int) -> np.ndarray:
+        ids = np.load(path, allow_pickle=False)
+        ids = ids[0] if ids.ndim == 3 and len(ids) == 1 else ids
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or not ids.size:
+            raise ValueError(f"{ids.dtype} {ids.shape}, not whole numbers (views, N)")
+        if self.sizes and ids.shape != self.sizes:
+            raise ValueError(f"{ids.shape[0]} views of {ids.shape[1]} ids, others have "
+                             f"{self.sizes[0]} of {self.sizes[1]}")
+        if ids.min() < 0 or ids.max() >= self.vocab:
+            raise ValueError(f"ids {ids.min()} to {ids.max()}, must be 0 to {self.vocab - 1}")
+        return ids.astype(np.uint16)
+
+
+def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
+    """Training and held-out ids of a folder that somebody extracted, or None if it is no such one.
+
+    Two layouts: `CLASS_INDEX/NAME.npy` (below `train` and `val`, or held out by checksum), and
+    `codes/N.npy` with the class of each in `labels/N.npy`.
+    """
+    if (root / "codes").is_dir() and (root / "labels").is_dir():
+        _, parts = class_folders(root, {".npy"})
+        listed = [[f for f, _ in files if f.startswith("codes/")] for _, files in parts]
+        folders = [folder for folder, _ in parts]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            labels = [list(pool.map(lambda f: read_label(root / "labels" / f[6:]), files))
+                      for files in listed]
+        if not all(listed):
+            raise UserError(f"--data {root}: codes has too few .npy files to hold some out")
+    elif root.is_dir() and any((next(d.glob("*.npy"), None) for base in (root / "train", root)
+                                for d in base.glob("[0-9]*"))):
+        names, parts = class_folders(root, {".npy"})
+        if wrong := [name for name in names if not name.isdecimal()]:
+            raise UserError(f"--data {root}: folders of ids are named by class number, not "
+                            f"{wrong[0]!r}")
+        listed = [[f for f, _ in files] for _, files in parts]
+        folders = [folder for folder, _ in parts]
+        labels = [[int(names[label]) for _, label in files] for _, files in parts]
+    else:
+        return None
+    classes = [str(i) for i in range(1 + max(map(max, labels)))]
+    return [IdFiles(*part, classes, vocab) for part in zip(listed, folders, labels)]
+
+
+def read_label(path: Path) -> int:
+    """The class in a file of one whole number."""
+    try:
+        label = np.load(path, allow_pickle=False)
+        if label.dtype.kind not in "iu" or label.size != 1 or not 0 <= label.item() < 65536:
+            raise ValueError(f"{label.dtype} {label.shape}, {label.ravel()[:3]}")
+        return label.item()
+    except Exception as error:
+        raise UserError(f"{path}: no file of one class number ({error})") from None
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def vouched(stem: Path) -> dict:
+    """What vouches for the files of ids at `stem`, once they are found as it says. UserError names
+    the file that is missing or not as it was when it was written."""
+    voucher = stem.with_suffix(".json")
+    try:
+        said = json.loads(voucher.read_text())
+        for suffix in (".npy", ".labels.npy"):
+            if digest(stem.with_suffix(suffix)) != said["sha256"][suffix]:
+                raise UserError(f"{stem.with_suffix(suffix)}: not as it was written (its checksum "
+                                f"is not that in {voucher.name})")
+        return said
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{voucher}: does not vouch for files of ids "
+                        f"({type(error).__name__}: {error})") from None
+
+
+def part_file(stem: Path, part: int) -> Path:
+    return stem.with_suffix(".parts") / f"{part:06d}.npz"
+
+
+def read_part(path: Path, mark: str) -> dict[str, np.ndarray] | None:
+    """A finished part that was made of what `mark` says, or None."""
+    try:
+        with np.load(path) as file:
+            content = {name: file[name] for name in file}    # reads all: checks the archive's sums
+        return content if content["mark"] == mark else None
+    except Exception:                                        # a cut or foreign file is no part
+        return None
+
+
+def encode_parts(source: Pictures, load: Callable, encode: Callable, stem: Path, made_of: dict,
+                 rank: int = 0, world: int = 1) -> Iterator[float]:
+    """Encode this process's share of the parts that are not there yet; yields the share done.
+
+    load(indices) -> usable indices and their items. encode(items) -> (n, views, N) ids.
+    The next part is loaded while one is encoded.
+    """
+    mark = mark_of(made_of)
+    stem.with_suffix(".parts").mkdir(parents=True, exist_ok=True)
+    todo = [p for p in range(rank, -(-len(source) // PART), world)
+            if read_part(part_file(stem, p), mark) is None]
+    rows = [range(p * PART, min((p + 1) * PART, len(source))) for p in todo]
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(load, rows[0]) if todo else None
+        for i, part in enumerate(todo):
+            kept, items = coming.result()
+            coming = ahead.submit(load, rows[i + 1]) if i + 1 < len(todo) else None
+            ids = encode(items).astype(np.uint16) if len(kept) else np.empty((0, 0, 0), np.uint16)
+            bad = {source.name(j): source.bad[source.name(j)]
+                   for j in sorted(set(rows[i]) - set(kept.tolist()))}
+            write_whole(part_file(stem, part), lambda file: np.savez(
+                file, mark=mark, kept=kept, ids=ids, bad=json.dumps(bad)))
+            yield (i + 1) / len(todo)
+
+
+def mark_of(made_of: dict) -> str:
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def put_together(source: Pictures, stem: Path, made_of: dict) -> dict:
+    """One array of all parts, and the file that vouches for it, which is returned."""
+    paths = [part_file(stem, p) for p in range(-(-len(source) // PART))]
+    heads, kept, bad = [], [], {}
+    for path in paths:
+        part = read_part(path, mark_of(made_of))
+        if part is None:
+            raise UserError(f"{path}: this part is not there or can't be read; run again")
+        kept.append(part["kept"])
+        bad |= json.loads(str(part["bad"]))
+        if len(part["kept"]):
+            heads.append(part["ids"].shape[1:])
+    if not heads:
+        raise UserError(f"{next(iter(bad), stem)}: none of {len(source)} pictures can be read")
+    picked = np.concatenate(kept)
+
+    def write(file):
+        np.lib.format.write_array_header_1_0(file, {
+            "descr": "<u2", "fortran_order": False, "shape": (len(picked), *heads[0])})
+        for path in paths:
+            with np.load(path) as part:
+                file.write(np.ascontiguousarray(part["ids"], "<u2").data)
+
+    write_whole(stem.with_suffix(".npy"), write)
+    write_whole(stem.with_suffix(".labels.npy"), lambda file: np.save(file, source.labels[picked]))
+    said = {"made_of": made_of, "classes": source.classes, "pictures": len(picked),
+            "left_out": bad, "sha256": {suffix: digest(stem.with_suffix(suffix))
+                                        for suffix in (".npy", ".labels.npy")}}
+    text = json.dumps(said, indent=1).encode()
+    write_whole(stem.with_suffix(".json"), lambda file: file.write(text))
+    shutil.rmtree(stem.with_suffix(".parts"))
+    return said

@@ -1,0 +1,286 @@
+"""A run folder: its description, and how its tokenizer and its ids come to be.
+
+The one idea: everything a run depends on is written down in its `config.json` before work starts,
+and every step of the preparation looks first at what is already there. So starting, resuming after
+a kill and resuming on another number of processes are the same code.
+"""
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from . import checkpoint, data, distributed, images, pretrained, training
+from .config import ModelConfig, TokenizerConfig, TrainConfig, UserError
+from .decoding import decode
+from .ids import MARGIN, IdFiles, Ids, crops, encode_parts, id_files, put_together, vouched
+from .model import ARPG
+from .tokenizer import VQTokenizer
+
+PARTS = "train", "val"
+
+
+def load_pictures(run: dict) -> list[data.Pictures]:
+    """Training and held-out pictures of a run, or ids that somebody else extracted."""
+    if run["data"] == "shapes":
+        seed = 2 * run["seed"]
+        return [data.shapes_pictures(40_000, seed), data.shapes_pictures(2000, seed + 1)]
+    if run["data"] == "fashion-mnist":
+        return [data.fashion_pictures("train"), data.fashion_pictures("t10k")]
+    folder = Path(run["data"])
+    if list(folder.glob("train-images-idx3-ubyte*")):
+        return [data.fashion_pictures(split, folder) for split in ("train", "t10k")]
+    return data.folder_pictures(folder, run["side"])
+
+
+def check_sizes(run: dict, pictures: data.Pictures, stride: int) -> None:
+    """UserError unless the pictures can be read and cut into ids of `stride` pixels a side."""
+    _, sample = pictures.load(range(min(64, len(pictures))))
+    if not len(sample):
+        raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
+    if sample.shape[1] % stride:
+        raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
+                        f"{stride}")
+    if run["views"] == "ten-crop" and not isinstance(pictures, data.FolderPictures):
+        raise UserError("--views ten-crop: needs pictures that come larger, from a folder")
+
+
+def named_tokenizer(run: dict, out: Path) -> VQTokenizer | None:
+    """The tokenizer a run was told to use: from its own folder once it is there."""
+    if not run["tokenizer_file"]:
+        return None
+    mine = out / "tokenizer.pt"
+    file = mine if mine.exists() else Path(run["tokenizer_file"])
+    tokenizer, saved = pretrained.load_any_tokenizer(file)
+    if saved.get("step", 0) < saved.get("steps", 0):
+        raise UserError(f"--tokenizer {file}: is only half trained")
+    return tokenizer
+
+
+def train_tokenizer(run: dict, options, pictures: data.Pictures, stop, device) -> VQTokenizer:
+    """The run folder's tokenizer, trained to its end."""
+    path, config = options.out / "tokenizer.pt", TrainConfig(**run["train"])
+    torch.manual_seed(run["seed"])
+    tokenizer, start, state = VQTokenizer(TokenizerConfig(**run["tokenizer"])), 0, None
+    if path.exists():
+        tokenizer, saved = checkpoint.load_tokenizer(path)
+        start, state = saved["step"], saved.get("optimizer")
+    tokenizer.to(device)
+    optimizer = training.make_optimizer(tokenizer, 0.0, config.betas)
+    if state:
+        optimizer.load_state_dict(state)
+    bar = tqdm(training.train_tokenizer(tokenizer, pictures, config, run["seed"], optimizer, start),
+               "tokenizer", config.tokenizer_steps, initial=start, unit="step")
+    save_every = options.save_every or max(1, config.tokenizer_steps // 10)
+    for step, losses in enumerate(bar, start + 1):
+        if step % 20 == 0:
+            bar.set_postfix({k: f"{v.item():.4f}" for k, v in losses.items()})
+        last = step == config.tokenizer_steps
+        if last or stop.signal or step % save_every == 0:
+            checkpoint.save_tokenizer(path, tokenizer, step=step, steps=config.tokenizer_steps,
+                                      **({} if last else {"optimizer": optimizer.state_dict()}))
+        if stop.signal:
+            raise SystemExit(leave(options.out, f"step {step} of the tokenizer", stop))
+    return tokenizer.eval()
+
+
+def leave(out: Path, after: str, stop) -> int:
+    if distributed.rank() == 0:
+        print(f"stopped by a signal after {after}, saved; go on with: "
+              f"python train_mini.py --resume --out {out}", file=sys.stderr)
+    return 128 + stop.signal
+
+
+def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
+    """In the first process: leave `config.json` and `tokenizer.pt` in the run folder.
+
+    Returns what is still to be encoded, or None if the run's ids are all there.
+    """
+    out, folder = options.out, Path(run["data"])
+    checkpoint.sweep(out)
+    tokenizer = named_tokenizer(run, out)
+    ready = folder / "ids" if (folder / "ids" / "train.json").exists() else folder
+    if (ready / "train.json").exists():
+        source, said = None, [vouched(ready / part) for part in PARTS]
+        mark = said[0]["made_of"]["tokenizer"]
+        if tokenizer is None or mark not in ("", checkpoint.fingerprint(tokenizer)):
+            raise UserError(f"--tokenizer {run['tokenizer_file']}: must be the one that the ids in "
+                            f"{ready} were encoded with")
+        classes = said[0]["classes"]
+    elif run.get("classes") and (said := finished(out, tokenizer)):
+        source, classes = None, said["classes"]
+    else:
+        source = tokenizer and id_files(folder, tokenizer.config.codebook_size)
+        if source is None:
+            source = load_pictures(run)
+            stride = (tokenizer.config if tokenizer else TokenizerConfig(**run["tokenizer"])).stride
+            check_sizes(run, source[0], stride)
+        classes = source[0].classes
+    if run.get("classes", classes) != classes:
+        raise UserError(f"--data {run['data']}: its classes are no longer those that the run in "
+                        f"{out} was started with")
+    run["classes"], run["model"]["num_classes"] = classes, len(classes)
+    if not (out / "config.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(run, indent=1).encode()
+        checkpoint.write_whole(out / "config.json", lambda file: file.write(text))
+    if tokenizer and not (out / "tokenizer.pt").exists():
+        checkpoint.save_tokenizer(out / "tokenizer.pt", tokenizer)
+    if tokenizer is None and source:
+        train_tokenizer(run, options, source[0], stop, device)
+    if (ready / "train.json").exists():
+        (out / "ids").mkdir(exist_ok=True)
+        for file in [f for part in PARTS for f in ready.glob(f"{part}.*") if f.is_file()]:
+            checkpoint.also_as(file, out / "ids" / file.name)
+    return source
+
+
+def finished(out: Path, tokenizer: VQTokenizer | None) -> dict | None:
+    """What vouches for the run's ids, if they are whole and of its (finished) tokenizer."""
+    try:
+        said = [vouched(out / "ids" / part) for part in PARTS]
+        if tokenizer is None:
+            tokenizer, saved = checkpoint.load_tokenizer(out / "tokenizer.pt")
+        mark = said[0]["made_of"]["tokenizer"]
+        return said[0] if mark in ("", checkpoint.fingerprint(tokenizer)) else None
+    except UserError as error:
+        if (out / "ids" / "val.json").exists():
+            print(f"{error}; making the ids anew", file=sys.stderr)
+        return None
+
+
+def prepare(run: dict, options, stop, device) -> None:
+    """In every process: leave the run folder with a tokenizer and vouched-for files of ids."""
+    sources = distributed.from_first(partial(begin, run, options, stop, device))
+    if sources is None:
+        return
+    out = options.out
+    tokenizer, _ = checkpoint.load_tokenizer(out / "tokenizer.pt")
+    tokenizer.to(device)
+    for part, source in zip(PARTS, sources):
+        views = run["views"] if part == "train" else "center"
+        made_of = {"pictures": source.fingerprint, "views": views,
+                   "tokenizer": checkpoint.fingerprint(tokenizer)}
+        encode, side = partial(encode_views, tokenizer, device, run["side"], views), 0
+        if isinstance(source, IdFiles):
+            made_of |= {"tokenizer": "", "views": f"{source.sizes[0]} as found"}
+            encode = np.asarray
+        elif views == "ten-crop":
+            side = math.ceil(MARGIN * run["side"])
+        stem, first = out / "ids" / part, distributed.rank() == 0
+        if first:
+            checkpoint.sweep(stem.with_suffix(".parts"))
+        load = partial(source.load, side=side)
+        with tqdm(total=1.0, desc=f"encode {part}", disable=not first, bar_format="{l_bar}{bar}| "
+                  "{elapsed}<{remaining}") as bar:
+            for share in encode_parts(source, load, encode, stem, made_of, distributed.rank(),
+                                      distributed.world()):
+                bar.update(share - bar.n)
+                if stop.signal:
+                    raise SystemExit(leave(out, f"a part of the ids, {share:.0%} of them", stop))
+            bar.update(1 - bar.n)
+        distributed.barrier()
+        said = distributed.from_first(partial(put_together, source, stem, made_of))
+        if first:
+            tell_left_out(said["left_out"], stem.with_suffix(".json"))
+
+
+def encode_views(tokenizer: VQTokenizer, device, side: int, views: str,
+                 pictures: np.ndarray) -> np.ndarray:
+    """(n, s, s, 3) uint8 pictures -> (n, views, N) ids, a bounded number of pixels at a time."""
+    few = max(1, 2**21 // pictures.shape[1]**2)
+    each = [np.concatenate([
+        tokenizer.encode(training.to_device(view[i:i + few], device)).flatten(1).cpu().numpy()
+        for i in range(0, len(view), few)])
+        for view in crops(pictures, views, min(side, pictures.shape[1]))]
+    return np.stack(each, axis=1)
+
+
+def tell_left_out(bad: dict[str, str], file: Path, most: int = 20) -> None:
+    for name in list(bad)[:most]:
+        print(f"left out: {name}: {bad[name]}", file=sys.stderr)
+    if len(bad) > most:
+        print(f"left out: {len(bad) - most} more, all named in {file}", file=sys.stderr)
+
+
+def sheet(run: dict, model: ARPG, tokenizer: VQTokenizer, steps: int) -> Image.Image:
+    """A row of ten to sixteen pictures, one a class, always from the same seeds."""
+    columns = min(16, max(10, len(run["classes"])))
+    ids = decode(model, [i % len(run["classes"]) for i in range(columns)], range(columns),
+                 steps=steps, guidance=run["guidance"], guidance_schedule=run["guidance_schedule"])
+    pictures = images.to_uint8(tokenizer.decode(ids.view(-1, *model.config.grid)))
+    return images.grid(pictures, columns, zoom=max(1, 96 // pictures.shape[1]))
+
+
+class Saver:
+    """Writes a run's checkpoints and reads the newest back; validates and draws on the way."""
+
+    def __init__(self, run: dict, options, device, model: ARPG, average: ARPG,
+                 optimizer: torch.optim.Optimizer, held_out: Ids, tokenizer: VQTokenizer):
+        self.run, self.out, self.keep, self.shard = run, options.out, options.keep, options.shard
+        self.device, self.held_out, self.tokenizer = device, held_out, tokenizer
+        self.model, self.average, self.optimizer = model, average, optimizer
+        self.newest: int | None = None           # step of model.pt
+        self.best = math.inf                     # validation loss of best.pt
+        self.whole = average                     # in the first process, at the last look
+
+    def load(self) -> int:
+        """In every process: the newest readable checkpoint, if any. Returns its step, or 0."""
+        saved, config = None, asdict(self.model.config)
+
+        def find() -> tuple[int, float]:
+            nonlocal saved
+            saved, wrong = checkpoint.newest(self.out)
+            for why in wrong:
+                print(f"skipped: {why}", file=sys.stderr)
+            if saved and asdict(ModelConfig(**saved["config"])) != config:
+                raise UserError(f"{self.out / 'model.pt'}: is not of the sizes in config.json")
+            return (saved["step"], saved["best"]) if saved else (0, math.inf)
+
+        start, self.best = distributed.from_first(find)
+        if start:
+            distributed.load_state(saved, self.model, self.average, self.optimizer)
+            self.newest = start
+        return start
+
+    def save(self, step: int, must: bool, look: bool) -> dict[str, float]:
+        """In every process: write a checkpoint, with `look` validate and draw before.
+
+        Returns what was seen. A file that can't be written is a mistake only if it `must`.
+        """
+        first, better, seen = distributed.rank() == 0, False, {}
+        if not first and not self.shard:
+            return seen
+        state = distributed.whole_state(self.model, self.average, self.optimizer)
+        if not first:
+            return seen
+        if self.shard:
+            self.whole = ARPG(self.model.config).to(self.device).eval()
+            self.whole.load_state_dict(state["ema"])
+        try:
+            if look:
+                seen["val_loss"] = training.validation_loss(self.whole, self.held_out,
+                                                            self.run["seed"])
+                better, self.best = seen["val_loss"] < self.best, min(seen["val_loss"], self.best)
+                n = self.held_out.ids.shape[2]
+                (self.out / "samples").mkdir(exist_ok=True)
+                images.save_png(self.out / "samples" / f"step-{step:08d}.png",
+                                sheet(self.run, self.whole, self.tokenizer, max(1, n // 4)))
+            checkpoint.save_run(self.out, self.keep, better, self.newest, step=step,
+                                best=self.best, config=asdict(self.model.config),
+                                classes=self.run["classes"], guidance=self.run["guidance"],
+                                guidance_schedule=self.run["guidance_schedule"], **state)
+            self.newest = step
+        except (UserError, OSError) as error:    # a full disk may have room again next time
+            if must:
+                raise
+            tqdm.write(f"{error}; going on, the newest checkpoint is of step {self.newest}",
+                       sys.stderr)
+        return seen
