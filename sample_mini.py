@@ -213,10 +213,11 @@ def draw(options, device) -> None:
 
 
 def main() -> int:
-    def work() -> None:
+    def work() -> int | None:
         check(options)
         from arpg_mini import distributed
-        distributed.launch(draw, options.gpus, distributed.pick_device(options.device), options)
+        device = distributed.pick_device(options.device, options.gpus)
+        return distributed.launch(draw, options.gpus, device, options)
     options = parse()
     return exit_code("sample_mini.py", work)
 

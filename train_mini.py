@@ -7,6 +7,7 @@
     python train_mini.py --preset arpg-l --plan --gpus 8    what a run takes, without training
 """
 
+import importlib.util
 import json
 import math
 import sys
@@ -77,7 +78,7 @@ def parse(arguments: list[str] | None = None):
 
 def open_run(run: dict, options, device):
     """The prepared run folder: held-out and training ids, and the (new) model's configuration."""
-    from arpg_mini import checkpoint
+    from arpg_mini import checkpoint, runs
     from arpg_mini.ids import Ids
     out = options.out
     try:
@@ -87,10 +88,7 @@ def open_run(run: dict, options, device):
                         "see the run folder") from None
     run["classes"] = json.loads((out / "config.json").read_text())["classes"]
     tokenizer, _ = checkpoint.load_tokenizer(out / "tokenizer.pt")
-    side = math.isqrt(ids.ids.shape[2])
-    if side * side != ids.ids.shape[2]:
-        raise UserError(f"--data {run['data']}: has {ids.ids.shape[2]} ids to a picture, which is "
-                        "no square")
+    side = runs.side_of(ids.ids.shape[2], run)
     config = ModelConfig(**{**run["model"], "num_classes": len(run["classes"]),
                             "grid": (side, side), "vocab_size": tokenizer.config.codebook_size})
     return ids, held_out, tokenizer.to(device), config
@@ -132,7 +130,7 @@ def train(run: dict, options, device) -> int | None:
                                 distributed.rank(), distributed.world(),
                                 half and not options.shard)
     bar = tqdm(steps, "arpg", config.steps, initial=start, unit="step", disable=not first)
-    recent, since = [], time.perf_counter()
+    recent, hopeless, since = [], 0, time.perf_counter()
     for step, result in enumerate(bar, start + 1):
         last, stopping = step == config.steps, distributed.any_process(bool(stop.signal), device)
         recent.append(torch.stack([result["loss"], result["norm"]]))
@@ -143,21 +141,21 @@ def train(run: dict, options, device) -> int | None:
             losses, norms = distributed.mean(torch.stack(recent)).T
             good = norms.isfinite()
             skipped = len(recent) - int(good.sum())
+            hopeless = skipped + (hopeless if skipped == len(recent) else 0)
             if skipped and first:
                 tqdm.write(f"step {step}: {skipped} of the last {len(recent)} steps left out, "
                            "their gradients were not finite", sys.stderr)
-            if skipped >= max(10, len(recent)):
-                raise UserError(f"--lr {config.lr}: no gradient of the last {skipped} steps was "
+            if hopeless >= max(20, len(recent)):
+                raise UserError(f"--lr {config.lr}: no gradient of the last {hopeless} steps was "
                                 f"finite; the newest checkpoint is of step {saver.newest}")
         if due_save or stopping:
             seen = saver.save(step, must=last or stopping, look=due_save)
         if due_row and first:
-            log.row(step=step, epoch=step * config.batch_size / len(ids),
-                    train_loss=losses[good].mean().item(), val_loss=seen.get("val_loss", ""),
-                    lr=result["lr"], images_per_second=rate,
-                    gradient_norm=norms[good].mean().item(), skipped_steps=skipped)
-            bar.set_postfix(loss=f"{losses[good].mean().item():.3f}",
-                            **{k: f"{v:.3f}" for k, v in seen.items()})
+            loss, norm = losses[good].mean().item(), norms[good].mean().item()
+            log.row(step=step, epoch=step * config.batch_size / len(ids), train_loss=loss,
+                    val_loss=seen.get("val_loss", ""), lr=result["lr"], images_per_second=rate,
+                    gradient_norm=norm, skipped_steps=skipped)
+            bar.set_postfix(loss=f"{loss:.3f}", **{k: f"{v:.3f}" for k, v in seen.items()})
         if due_row:
             recent, since = [], time.perf_counter()
         if stopping and not last:
@@ -190,8 +188,10 @@ def main() -> int:
         if options.plan:
             from arpg_mini import plan
             return print(plan.describe(run, options))
+        if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard: needs that package; pip install tensorboard")
         from arpg_mini import distributed
-        device = distributed.pick_device(options.device)
+        device = distributed.pick_device(options.device, options.gpus)
         return distributed.launch(train, options.gpus, device, run, options)
     options = parse()
     return exit_code("train_mini.py", work)

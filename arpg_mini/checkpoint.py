@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def also_as(path: Path, other: Path) -> None:
         os.replace(part, other)
     except OSError as error:
         raise UserError(f"{other}: can't be written ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)    # renaming one link of a file over another leaves both
 
 
 def sweep(folder: Path) -> None:
@@ -101,6 +104,9 @@ def newest(out: Path) -> tuple[dict | None, list[str]]:
     for path in [out / "model.pt", *sorted(out.glob("model-*.pt"), reverse=True), out / "best.pt"]:
         if path.exists() and not found:
             try:
+                if zipfile.is_zipfile(path) and (torn := zipfile.ZipFile(path).testzip()):
+                    raise UserError(f"{path}: not a readable checkpoint (the checksum of {torn} in "
+                                    "it is wrong)")
                 found.append(load(path, "model"))
             except UserError as error:
                 wrong.append(str(error))

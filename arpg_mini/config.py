@@ -245,6 +245,8 @@ def describe_run(options: argparse.Namespace) -> dict:
         place[inner or key] = str(value) if flag == "tokenizer" else value
     if run["views"] not in VIEWS:
         raise UserError(f"--views {run['views']}: must be one of {', '.join(VIEWS)}")
+    if run["views"] == "ten-crop" and run["data"] in ("shapes", "fashion-mnist"):
+        raise UserError("--views ten-crop: needs pictures that come larger, from a folder")
     if options.tokenizer and not options.tokenizer.is_file():
         raise UserError(f"--tokenizer {options.tokenizer}: no such file")
     if (run["tokenizer"]["channels"] == TokenizerConfig.channels and not run["tokenizer_file"]

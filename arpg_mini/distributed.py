@@ -38,9 +38,12 @@ T = TypeVar("T")
 STOPPING = signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 
-def pick_device(name: str | None) -> str:
+def pick_device(name: str | None, gpus: int = 1) -> str:
     """The device type of --device, or the best there is. UserError if it isn't there."""
     if name is None:
+        if gpus > 1 and not torch.cuda.is_available():
+            raise UserError(f"--gpus {gpus}: this machine has no CUDA device; --device cpu starts "
+                            "as many CPU processes")
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: must be cpu or cuda")
@@ -58,7 +61,7 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
     if "LOCAL_RANK" in os.environ:
         return _member(int(os.environ["LOCAL_RANK"]), main, device, *arguments)
     if device == "cuda" and gpus > torch.cuda.device_count():
-        raise UserError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()}")
+        raise UserError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()} of them")
     if gpus == 1:
         return main(*arguments, torch.device(device))
     with socket.socket() as probe:

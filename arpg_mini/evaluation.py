@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .config import Parser, UserError, exit_code
-from .data import SHAPES, Ids, fashion_pictures, shapes
+from .data import SHAPES, fashion_pictures, shapes
 from .decoding import Settings, decode, named_order, random_orders
 from .distances import frechet_distance, inception_score, moments, precision_recall
 from .distributed import pick_device
+from .ids import Ids
 from .images import to_uint8
 from .judge import load_judge, shapes_classifier, shapes_scores, tokenizer_scores
 from .model import ARPG

@@ -52,6 +52,14 @@ def check_sizes(run: dict, pictures: data.Pictures, stride: int) -> None:
         raise UserError("--views ten-crop: needs pictures that come larger, from a folder")
 
 
+def side_of(tokens: int, run: dict) -> int:
+    """Tokens a side of a square picture. UserError if it is none."""
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise UserError(f"--data {run['data']}: has {tokens} ids to a picture, which is no square")
+    return side
+
+
 def named_tokenizer(run: dict, out: Path) -> VQTokenizer | None:
     """The tokenizer a run was told to use: from its own folder once it is there."""
     if not run["tokenizer_file"]:
@@ -122,6 +130,8 @@ def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
             source = load_pictures(run)
             stride = (tokenizer.config if tokenizer else TokenizerConfig(**run["tokenizer"])).stride
             check_sizes(run, source[0], stride)
+        else:
+            side_of(source[0].sizes[1], run)
         classes = source[0].classes
     if run.get("classes", classes) != classes:
         raise UserError(f"--data {run['data']}: its classes are no longer those that the run in "

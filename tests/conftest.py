@@ -1,7 +1,12 @@
 """Hypothesis profiles: `--hypothesis-profile thorough` runs five times the examples."""
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
+
+from tests.helpers import TINY, run
 
 settings.register_profile("thorough", max_examples=500)
 threads = torch.get_num_threads()
@@ -11,3 +16,26 @@ def pytest_runtest_setup(item):
     """Products of 3×8 matrices only lose by being shared among threads, most of all on a machine
     that has other work."""
     torch.set_num_threads(1 if item.get_closest_marker("equivalence") else threads)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Two classes of twenty small pictures, one of them torn: tiny runs on them take seconds."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(
+                root / name / f"{i}.png")
+    (root / "dog" / "broken.png").write_bytes(b"\x89PNG")
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(pictures, tmp_path_factory):
+    """A finished tiny run, started from another folder, and what it printed."""
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    done = run("train_mini.py", "--data", pictures, "--side", 16, *TINY, "--out", out,
+               "--device", "cpu", cwd=out.parent)
+    return out, done

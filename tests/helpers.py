@@ -1,6 +1,8 @@
 """What several tests need: tiny models with weights large enough for mistakes to show."""
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +15,21 @@ from tests.golden.recipe import tensor
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+
+
+TINY = ["--steps", "6", "--tokenizer-steps", "8", "--batch-size", "8"]
+
+
+def run(script, *arguments, cwd=ROOT, code=0, **how) -> subprocess.CompletedProcess:
+    """One of the two scripts as a user runs it; it must end with the exit code."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True, timeout=300, **how)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def weights(out: Path, name: str = "model.pt") -> dict:
+    return torch.load(out / name, weights_only=True)
 
 
 def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:

@@ -237,7 +237,7 @@ MUTANTS = [
     Mutant("no dropout in the query pass", learning.test_dropout_is_where_the_paper_puts_it,
            (*FORWARD, "values, causal=True, dropout=dropout", "values, causal=True")),
     Mutant("dropout of the residual stream", learning.test_dropout_is_where_the_paper_puts_it,
-           (model.Block, "forward", "return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)",
+           (model.Block, "compute", "return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)",
             "return F.dropout(x + self.ffn(self.ffn_norm(x)), dropout)")),
     Mutant("cross-entropy in bfloat16", learning.test_the_loss_adds_up_in_float32,
            (*CHUNKS, "F.linear(h, weight).to(total.dtype)", "F.linear(h, weight)")),

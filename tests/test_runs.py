@@ -1,0 +1,422 @@
+"""Runs that a lab would trust: several processes train as one, any checkpoint is gone on from to
+the bit, and nothing that fails takes what was there with it."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arpg_mini import checkpoint, distributed, training
+from arpg_mini.config import TrainConfig, UserError
+from tests.helpers import ROOT, TINY, FakeIds, run, tiny_model, weights
+
+
+def train(out, *arguments, **how):
+    return run("train_mini.py", "--out", out, "--device", "cpu", *arguments, **how)
+
+
+def curve(out, column="train_loss") -> np.ndarray:
+    return np.genfromtxt(out / "log.csv", delimiter=",", names=True)[column]
+
+
+def same_weights(a, b, exactly=True) -> bool:
+    """To the bit, or to a thousandth: AdamW moves a weight by the sign of its first gradients,
+    however small, so summation shows more in weights than in losses."""
+    pairs = [(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k]]
+    if exactly:
+        return all(torch.equal(x, y) for x, y in pairs)
+    return all((x - y).norm() < 1e-3 * x.norm() for x, y in pairs)
+
+
+@pytest.mark.parametrize("how", [
+    ["--gpus", 2, "--micro-batch", 3], ["--micro-batch", 2], ["--recompute"],
+    ["--gpus", 2, "--micro-batch", 1, "--shard", "--recompute"]],
+    ids=lambda how: " ".join(map(str, how)))
+def test_however_it_is_fitted_onto_the_machine_it_trains_the_same(how, finished, pictures,
+                                                                  tmp_path):
+    """Two processes, sharded or not, accumulating, recomputing: the loss curve is that of one
+    process, the weights and their average too, to float summation."""
+    out, _ = finished
+    train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, *how, "--tokenizer",
+          out / "tokenizer.pt")
+    for column in ("train_loss", "val_loss", "gradient_norm"):
+        assert np.abs(curve(out, column) - curve(tmp_path / "x", column)).max() < 1e-4
+    assert same_weights(weights(out), weights(tmp_path / "x"), exactly=False)
+
+
+@pytest.mark.slow
+def test_a_longer_curve_of_two_processes_is_that_of_one(pictures, finished, tmp_path):
+    """Sixty steps at the tiny run's rates; DDP and sharded, each beside one process."""
+    arguments = ["--data", pictures, "--side", 16, "--steps", 60, "--batch-size", 16,
+                 "--tokenizer", finished[0] / "tokenizer.pt"]
+    for name, how in (("one", []), ("ddp", ["--gpus", 2]), ("shard", ["--gpus", 2, "--shard"])):
+        train(tmp_path / name, *arguments, *how)
+    for name in ("ddp", "shard"):
+        assert np.abs(curve(tmp_path / "one") - curve(tmp_path / name)).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--gpus", 2, "--shard", "--recompute"]],
+                         ids=lambda how: " ".join(map(str, how)) or "one")
+def test_compiled_it_trains_the_same(how, finished, pictures, tmp_path):
+    out, _ = finished
+    train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, "--compile", *how,
+          "--tokenizer", out / "tokenizer.pt")
+    assert np.abs(curve(out) - curve(tmp_path / "x")).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_bfloat16_products_train_nearly_the_same(finished, pictures, tmp_path):
+    """By autocast in one process and by FSDP's own policy in two: within 1 % of the loss, and not
+    to the bit, or nothing was computed in bfloat16."""
+    out, _ = finished
+    for name, how in (("one", []), ("two", ["--gpus", 2, "--shard"])):
+        train(tmp_path / name, "--data", pictures, "--side", 16, *TINY, *how, "--precision",
+              "bfloat16", "--tokenizer", out / "tokenizer.pt")
+        off = np.abs(curve(out) - curve(tmp_path / name))
+        assert 1e-6 < off.max() < 0.05
+        assert all(w.dtype == torch.float32 for w in weights(tmp_path / name)["model"].values())
+
+
+@pytest.fixture
+def half_way(finished, tmp_path):
+    """The finished run as it was after step 5 of 6, with nothing newer to be read."""
+    out = tmp_path / "half"
+    shutil.copytree(finished[0], out)
+    for name in ("model.pt", "best.pt"):
+        (out / name).unlink()
+    assert weights(out, "model-00000005.pt")["step"] == 5
+    return out
+
+
+@pytest.mark.parametrize("how", [[], ["--gpus", 2, "--shard"]],
+                         ids=lambda how: " ".join(map(str, how)) or "one")
+def test_a_checkpoint_of_one_process_goes_on_in_several(how, half_way, finished):
+    """Optimizer and average included: the next step's weights are those of the first run."""
+    train(half_way, "--resume", *how)
+    a, b = weights(finished[0]), weights(half_way)
+    assert a["step"] == b["step"] == 6 and same_weights(a, b, exactly=not how)
+
+
+def test_a_sharded_checkpoint_goes_on_in_one_process(finished, pictures, tmp_path):
+    arguments = ["--data", pictures, "--side", 16, *TINY, "--tokenizer",
+                 finished[0] / "tokenizer.pt"]
+    train(tmp_path / "x", *arguments, "--gpus", 2, "--shard")
+    whole = weights(tmp_path / "x")
+    for name in ("model.pt", "best.pt"):
+        (tmp_path / "x" / name).unlink()
+    train(tmp_path / "x", "--resume")
+    assert same_weights(whole, weights(tmp_path / "x"), exactly=False)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:5000], lambda raw: b"",
+                                    lambda raw: raw[:50_000] + b"\0" * 500 + raw[50_500:]])
+def test_resuming_takes_the_newest_that_can_be_read_and_says_what_it_skipped(damage, half_way,
+                                                                            finished):
+    (half_way / "model.pt").write_bytes(damage((finished[0] / "model.pt").read_bytes()))
+    done = train(half_way, "--resume")
+    assert re.search(r"skipped: \S*/half/model.pt: not a readable checkpoint", done.stderr)
+    assert same_weights(weights(finished[0]), weights(half_way))
+
+
+def test_no_readable_checkpoint_is_a_mistake_and_no_new_start(half_way):
+    (half_way / "model-00000005.pt").write_bytes(b"torn")
+    done = train(half_way, "--resume", code=2)
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "nor can another checkpoint" in errors[0]
+    assert (half_way / "model-00000005.pt").read_bytes() == b"torn"
+
+
+def test_kept_are_the_newest_and_the_best(tmp_path):
+    """Validation losses 3, 1, 2, 4: the best is the second, whatever is pruned."""
+    former, best = None, float("inf")
+    for step, loss in enumerate((3.0, 1.0, 2.0, 4.0), 1):
+        checkpoint.save_run(tmp_path, 2, loss < best, former, step=step, best=min(best, loss))
+        former, best = step, min(best, loss)
+    steps = {p.name: checkpoint.load(p, "model")["step"] for p in tmp_path.iterdir()}
+    assert steps == {"model.pt": 4, "model-00000003.pt": 3, "best.pt": 2}
+    checkpoint.save_run(tmp_path, 1, False, 4, step=5, best=1.0)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "best.pt"}
+
+
+def test_linked_twice_nothing_else_is_left(tmp_path):
+    """As when a save failed after the former checkpoint had its second name, and the next begins
+    there."""
+    checkpoint.save(tmp_path / "model.pt", "model", step=1)
+    for _ in range(2):
+        checkpoint.also_as(tmp_path / "model.pt", tmp_path / "model-00000001.pt")
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "model-00000001.pt"}
+
+
+def test_without_hard_links_files_are_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("not here")))
+    test_kept_are_the_newest_and_the_best(tmp_path)
+
+
+@pytest.mark.parametrize("bad_steps", [{3}, {0, 1, 7}])
+def test_a_step_without_a_finite_gradient_changes_nothing(bad_steps):
+    """A NaN in a batch's loss: weights and optimizer stay as they were, to the bit, the step's norm
+    says so, and training goes on."""
+    model = tiny_model(dtype=torch.float32)
+    average, config = training.average_of(model), TrainConfig(steps=9, batch_size=4, lr=1e-2)
+    optimizer, step, before = training.make_optimizer(model, 0.05, config.betas), -1, []
+
+    def call(*arguments, **how):
+        nonlocal step
+        step += 1
+        return model(*arguments, **how) * (float("nan") if step in bad_steps else 1.0)
+
+    for result in training.train_arpg(model, call, average, FakeIds(), config, 3, optimizer):
+        now = [p.clone() for p in model.parameters()]
+        now += [v.clone() for s in optimizer.state.values() for v in s.values()]
+        assert all(t.isfinite().all() for t in now)
+        assert bool(result["norm"].isfinite()) == (step not in bad_steps)
+        if step in bad_steps and before:
+            assert all(torch.equal(a, b) for a, b in zip(before, now))
+        before = now
+    assert step == 8 and all(p.isfinite().all() for p in average.parameters())
+    assert {s["step"].item() for s in optimizer.state.values()} == {9 - len(bad_steps)}
+
+
+def test_a_run_says_which_steps_it_left_out_and_gives_up_when_all_are(finished, tmp_path):
+    """A learning rate that blows everything up ends in one line, with the checkpoint as it was."""
+    data = ["--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size", 8,
+            "--steps", 100, "--save-every", 1]
+    done = train(tmp_path / "x", *data, "--lr", 1e30, code=2)
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "no gradient of the last" in errors[0], done.stderr
+    assert "steps left out, their gradients were not finite" in done.stderr
+    assert all(w.isfinite().all() for w in weights(tmp_path / "x")["model"].values())
+
+
+def test_ids_of_another_run_are_taken_as_they_are(finished, tmp_path):
+    """By --data RUN; only with the tokenizer that made them; a damaged file is named."""
+    out, _ = finished
+    tokenizer = ["--tokenizer", out / "tokenizer.pt"]
+    train(tmp_path / "x", "--data", out, *tokenizer, "--steps", 2, "--batch-size", 8)
+    assert ((tmp_path / "x" / "ids" / "train.npy").read_bytes()
+            == (out / "ids" / "train.npy").read_bytes())
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["classes"] == ["cat", "dog"]
+    other = checkpoint.load_tokenizer(out / "tokenizer.pt")[0]
+    with torch.no_grad():
+        other.codebook.rows[0] += 0.1
+    checkpoint.save_tokenizer(tmp_path / "other.pt", other)
+    done = train(tmp_path / "y", "--data", out, "--tokenizer", tmp_path / "other.pt", code=2)
+    assert "other.pt: must be the one that the ids in" in done.stderr
+    shutil.copytree(out / "ids", tmp_path / "ids")
+    with open(tmp_path / "ids" / "train.npy", "r+b") as file:
+        file.seek(300), file.write(b"\xff")
+    done = train(tmp_path / "y", "--data", tmp_path / "ids", *tokenizer, code=2)
+    assert "train.npy: not as it was written" in done.stderr and not (tmp_path / "y").exists()
+
+
+def test_damaged_ids_of_a_run_are_made_anew(finished, half_way):
+    before = (half_way / "ids" / "train.npy").read_bytes()
+    (half_way / "ids" / "train.npy").write_bytes(before[:-2])
+    done = train(half_way, "--resume")
+    assert re.search("train.npy: not as it was written.*making the ids anew", done.stderr)
+    assert (half_way / "ids" / "train.npy").read_bytes() == before
+    assert same_weights(weights(finished[0]), weights(half_way))
+
+
+def test_with_its_ids_a_run_goes_on_without_the_pictures(half_way, finished):
+    """Encoded once: a lab may move the pictures away."""
+    path = half_way / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "/no/such/folder"}))
+    train(half_way, "--resume")
+    assert same_weights(weights(finished[0]), weights(half_way))
+
+
+def test_extracted_ids_are_trained_on(finished, tmp_path):
+    """A folder of CLASS_INDEX/NAME.npy, one of its files torn."""
+    tokens = np.random.default_rng(0).integers(0, 256, (40, 1, 2, 16))
+    for i, ids in enumerate(tokens):
+        (tmp_path / "x" / str(i % 4)).mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "x" / str(i % 4) / f"{i}.npy", ids)
+    (tmp_path / "x" / "3" / "39.npy").write_bytes(b"torn")
+    done = train(tmp_path / "run", "--data", tmp_path / "x", "--steps", 2, "--batch-size", 8,
+                 "--tokenizer", finished[0] / "tokenizer.pt", "--gpus", 2)
+    assert f"left out: {tmp_path / 'x' / '3' / '39.npy'}: " in done.stderr
+    made = np.load(tmp_path / "run" / "ids" / "train.npy")
+    assert made.shape[1:] == (2, 16) and weights(tmp_path / "run")["config"]["num_classes"] == 4
+
+
+def test_ten_views_are_encoded(finished, pictures, tmp_path):
+    train(tmp_path / "run", "--data", pictures, "--side", 16, "--steps", 1, "--batch-size", 8,
+          "--tokenizer", finished[0] / "tokenizer.pt", "--views", "ten-crop")
+    assert np.load(tmp_path / "run" / "ids" / "train.npy").shape[1:] == (10, 16)
+    assert np.load(tmp_path / "run" / "ids" / "val.npy").shape[1:] == (1, 16)
+
+
+def bad_folders(root) -> dict[str, str]:
+    """Folders of data that will not do, and what is said of each."""
+    def folder(name, **files):
+        for file, content in files.items():
+            path = root / name / file.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return name
+
+    picture = io_png()
+    (root / "empty").mkdir()
+    (root / "file").write_bytes(picture)
+    square = np.zeros((1, 2, 16), np.int64)
+    for i in range(4):
+        (root / "tall" / "0").mkdir(parents=True, exist_ok=True)
+        (root / "large" / "0").mkdir(parents=True, exist_ok=True)
+        np.save(root / "tall" / "0" / f"{i}.npy", np.zeros((1, 2, 15), np.int64))
+        np.save(root / "large" / "0" / f"{i}.npy", square + 256)
+    for i in range(3):
+        (root / "nolabel" / "codes").mkdir(parents=True, exist_ok=True)
+        np.save(root / "nolabel" / "codes" / f"{i}.npy", square)
+    (root / "nolabel" / "labels").mkdir()
+    return {
+        "missing": "no such folder", "empty": "has 0 pictures", "file": "no such folder",
+        folder("flat", **{"a.png": picture, "b.png": picture}): "has 0 pictures",
+        folder("one", **{"cat__a.png": picture}): "has 1 pictures",
+        folder("text", **{"cat__a.txt": b"x", "dog__b.txt": b"x"}): "has 0 pictures",
+        folder("torn", **{f"cat__{i}.png": b"\x89PNG" for i in range(9)}): "no readable picture",
+        folder("split", **{"train__a__1.png": picture, "train__a__2.png": picture,
+                           "val__b__1.png": picture}): "val has no pictures in folders named",
+        "tall": "15 ids to a picture, which is no square", "large": "no ids of this tokenizer",
+        "nolabel": "no file of one class number",
+        folder("ids", **{"train.json": b"{}", "train.npy": b""}): "does not vouch",
+    }
+
+
+def io_png() -> bytes:
+    import io
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_bad_folders_end_in_one_line_and_leave_no_run(finished, tmp_path):
+    """In this process, for speed: `begin` is where a run meets its data."""
+    from arpg_mini.config import describe_run
+    from arpg_mini.runs import begin
+    from train_mini import parse
+    for name, says in bad_folders(tmp_path).items():
+        options = parse(["--data", str(tmp_path / name), "--side", "16", "--out",
+                         str(tmp_path / "out"), "--tokenizer",
+                         str(finished[0] / "tokenizer.pt")])
+        with pytest.raises(UserError) as mistake:
+            begin(describe_run(options), options, None, torch.device("cpu"))
+        assert says in str(mistake.value) and name in str(mistake.value)
+        assert "\n" not in str(mistake.value) and not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_several_processes_is_said_once(tmp_path):
+    done = train(tmp_path / "x", "--data", tmp_path / "none", "--gpus", 2, code=2)
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def limited():
+    """Files of this process end at 3 MB: a disk that is full, for any user and anywhere."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(finished, tmp_path):
+    """The model takes more than 3 MB: with the limit no save succeeds, which is said; training goes
+    on to its end, which must be saved and so is a mistake; then, with room, it goes on from what
+    was there."""
+    data = ["--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size", 8,
+            "--save-every", 2]
+    out = tmp_path / "x"
+    train(out, *data, "--steps", 6)
+    whole = weights(out)
+    for name in ("model.pt", "best.pt"):
+        (out / name).unlink()                   # as killed after step 4
+    before = (out / "model-00000004.pt").read_bytes()
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    done = train(again, "--resume", "--save-every", 1, preexec_fn=limited, code=2)
+    errors = [line for line in done.stderr.splitlines() if "can't be written" in line]
+    assert "going on, the newest checkpoint is of step 4" in errors[0], done.stderr
+    assert re.search(r"error: \S*model.pt: can't be written", errors[-1])
+    assert "Traceback" not in done.stderr and not list(again.glob("*.part"))
+    assert [p.name for p in again.glob("*.pt")].count("model.pt") == 0
+    assert (again / "model-00000004.pt").read_bytes() == before
+    train(again, "--resume")
+    assert same_weights(whole, weights(again))
+
+
+def test_tensorboard_that_is_not_there_is_said_first(tmp_path):
+    done = train(tmp_path / "x", "--tensorboard", code=2, env={**os.environ, "PYTHONPATH": ""})
+    assert "--tensorboard: needs that package" in done.stderr and not (tmp_path / "x").exists()
+
+
+def start(out, *arguments):
+    return subprocess.Popen([sys.executable, str(ROOT / "train_mini.py"), "--device", "cpu",
+                             "--out", str(out), *map(str, arguments)], stderr=subprocess.PIPE,
+                            text=True, start_new_session=True)
+
+
+def wait_for_rows(process, log, rows=2):
+    while not log.exists() or len(log.read_text().splitlines()) < rows:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_ctrl_c_in_a_terminal_and_a_schedulers_warning_save_and_end(number, finished, tmp_path):
+    """Ctrl-C reaches every process, and the first hands it on: twice is once. USR1 comes before a
+    time limit."""
+    process = start(tmp_path / "x", "--data", finished[0], "--tokenizer",
+                    finished[0] / "tokenizer.pt", "--batch-size", 8, "--steps", 20_000, "--gpus", 2,
+                    "--save-every", 20_000)
+    wait_for_rows(process, tmp_path / "x" / "log.csv")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said and said.count("stopped by a signal after step") == 1
+    step = weights(tmp_path / "x")["step"]
+    assert 0 < step < 20_000 and f"after step {step}," in said
+
+
+def test_under_torchrun_the_processes_are_its_own(finished, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         str(ROOT / "train_mini.py"), "--device", "cpu", "--out", str(tmp_path / "x"), "--data",
+         str(finished[0]), "--tokenizer", str(finished[0] / "tokenizer.pt"), "--shard", *TINY],
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(curve(finished[0]) - curve(tmp_path / "x")).max() < 1e-4
+
+
+def test_the_step_after_loading_is_the_step_before_saving(tmp_path):
+    """State through a file, one process: model, average and every number of the optimizer."""
+    config = TrainConfig(steps=8, batch_size=4, lr=1e-2)
+
+    def go(model, start, stop, saved=None):
+        average = training.average_of(model)
+        optimizer = training.make_optimizer(model, 0.05, config.betas)
+        if saved:
+            distributed.load_state(saved, model, average, optimizer)
+        steps = training.train_arpg(model, model, average, FakeIds(), config, 3, optimizer, start)
+        for _ in range(start, stop):
+            next(steps)
+        return distributed.whole_state(model, average, optimizer)
+
+    end = go(tiny_model(dropout=0.2), 0, 8)
+    checkpoint.save(tmp_path / "m.pt", "model", **go(tiny_model(dropout=0.2), 0, 5))
+    again = go(tiny_model(seed=9, dropout=0.2), 5, 8, checkpoint.load(tmp_path / "m.pt", "model"))
+    assert same_weights(end, again)
+    for name, state in end["optimizer"]["state"].items():
+        assert all(torch.equal(v, again["optimizer"]["state"][name][k]) for k, v in state.items())
+    assert asdict(config) == asdict(TrainConfig(steps=8, batch_size=4, lr=1e-2))
