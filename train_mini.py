@@ -35,6 +35,9 @@ def parse(arguments: list[str] | None = None):
                       "whose ids to use")
     what.add_argument("--tokenizer", type=Path,
                       help="a trained tokenizer.pt, or the released VQ-16 (default: train one)")
+    what.add_argument("--control", help="edges: learn to draw by an outline too, see "
+                      "sample_mini.py --control")
+    what.add_argument("--init", type=Path, help="a run's model.pt to start from (fine-tuning)")
     what.add_argument("--views", help="of each picture: center, center-flip or ten-crop")
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, help="run folder (default: runs/PRESET)")
@@ -90,7 +93,8 @@ def open_run(run: dict, options, device):
     tokenizer, _ = checkpoint.load_tokenizer(out / "tokenizer.pt")
     side = runs.side_of(ids.ids.shape[2], run)
     config = ModelConfig(**{**run["model"], "num_classes": len(run["classes"]),
-                            "grid": (side, side), "vocab_size": tokenizer.config.codebook_size})
+                            "grid": (side, side), "vocab_size": tokenizer.config.codebook_size,
+                            "control_stride": tokenizer.config.stride if run["control"] else 0})
     return ids, held_out, tokenizer.to(device), config
 
 
@@ -111,6 +115,8 @@ def train(run: dict, options, device) -> int | None:
 
     torch.manual_seed(run["seed"])
     model = ARPG(model_config).to(device)
+    if run["init"]:
+        runs.start_from(model, run)
     average = training.average_of(model)
     for block in [*model.content, *model.query]:
         block.recompute = options.recompute
@@ -124,11 +130,12 @@ def train(run: dict, options, device) -> int | None:
     start = saver.load()
     log = training.Log(out / "log.csv", start, options.tensorboard) if first else None
 
+    control = runs.control_of(run, tokenizer, model_config.grid)
     every = min(100, max(1, config.steps // 60))
     save_every = options.save_every or min(2000, max(1, config.steps // 10))
     steps = training.train_arpg(model, call, average, ids, config, run["seed"], optimizer, start,
                                 distributed.rank(), distributed.world(),
-                                half and not options.shard)
+                                half and not options.shard, control)
     bar = tqdm(steps, "arpg", config.steps, initial=start, unit="step", disable=not first)
     recent, hopeless, since = [], 0, time.perf_counter()
     for step, result in enumerate(bar, start + 1):
@@ -169,12 +176,13 @@ def train(run: dict, options, device) -> int | None:
 def finish(run: dict, options, model, tokenizer, held_out) -> None:
     """Say how good it is, draw the price of parallelism, say what to do next."""
     from arpg_mini import images, runs, training
-    loss = training.validation_loss(model, held_out, run["seed"])
+    control = runs.control_of(run, tokenizer, model.config.grid)
+    loss = training.validation_loss(model, held_out, run["seed"], control=control)
     print(f"validation loss {loss:.4f} nats = {loss / math.log(2):.4f} bits per token "
           f"(fixed orders, {len(held_out)} held-out pictures)")
     n = held_out.ids.shape[2]
     counts = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
-    rows = [runs.sheet(run, model, tokenizer, steps) for steps in counts]
+    rows = [runs.sheet(run, model, tokenizer, held_out, steps) for steps in counts]
     captions = [f"{c} step{'s' * (c > 1)}" for c in counts]
     images.save_png(options.out / "samples.png", images.captioned(rows, captions))
     print(f"{options.out / 'samples.png'}: the same pictures in "

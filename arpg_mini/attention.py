@@ -20,12 +20,17 @@ from torch.nn import functional as F
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
-                 device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.complex128) -> Tensor:
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.complex128,
+                 positions: str = "extrapolate", trained: tuple[int, int] | None = None) -> Tensor:
     """The rotations cos a + i sin a of every raster position of a grid, and of the class slot.
 
     Of the K/2 angles of a position the first half turn with its row, the second with its column,
     at K/4 frequencies base^(-2i/(K/2)) each (paper §3.1, after 2-D RoPE).
+
+    On a grid s times as long as the `trained` one, `positions` says what becomes of distances that
+    training never saw: "extrapolate" leaves frequencies as they are; "interpolate" divides all by
+    s, so that no angle is new; "ntk" divides the lowest by s and the highest not at all, so that
+    neighbours stay as far apart as they were.
 
     Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class
     slot: *zero*, so its key and query are zero vectors and every query scores it 0 whatever its
@@ -36,8 +41,11 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
     height, width = grid
     frequencies = base ** (-torch.arange(0, head_dim // 2, 2, dtype=torch.float64)
                            / (head_dim // 2))
-    rows = torch.arange(height, dtype=torch.float64)[:, None] * frequencies    # (h, K/4)
-    columns = torch.arange(width, dtype=torch.float64)[:, None] * frequencies  # (w, K/4)
+    share = {"extrapolate": 0.0, "interpolate": 1.0,
+             "ntk": torch.linspace(0, 1, len(frequencies), dtype=torch.float64)}[positions]
+    rows, columns = (                                                          # (h or w, K/4)
+        torch.arange(n, dtype=torch.float64)[:, None] * frequencies * max(1, n / usual)**-share
+        for n, usual in zip(grid, trained or grid))
     angles = torch.cat([rows[:, None].expand(-1, width, -1),
                         columns[None].expand(height, -1, -1)], dim=-1)         # (h, w, K/2)
     table = torch.polar(torch.ones_like(angles), angles).flatten(0, 1)         # (N, K/2)

@@ -55,6 +55,7 @@ class ModelConfig:
     dropout: float = 0.1                # of tokens, attention outputs and FFN outputs, in training
     class_dropout: float = 0.1          # share of samples trained without their class
     rope_base: float = 10000.0          # base of the rotary frequencies
+    control_stride: int = 0             # pixels a side of condition maps per token; 0: takes none
 
     def __post_init__(self):
         self.grid = tuple(self.grid)
@@ -203,7 +204,8 @@ FLAGS = {"data": ("data", None, None), "preset": ("preset", None, None), "seed":
          "tokenizer": ("tokenizer_file", None, None),
          "steps": ("train", "steps", 1), "tokenizer_steps": ("train", "tokenizer_steps", 4),
          "batch_size": ("train", "batch_size", 1), "lr": ("train", "lr", 1e-12),
-         "dropout": ("model", "dropout", 0)}
+         "dropout": ("model", "dropout", 0), "control": ("control", None, None),
+         "init": ("init", None, None)}
 
 
 def describe_run(options: argparse.Namespace) -> dict:
@@ -221,16 +223,17 @@ def describe_run(options: argparse.Namespace) -> dict:
     stored = options.out / "config.json"
     if options.resume:
         try:
-            run = json.loads(stored.read_text())
-        except (OSError, ValueError) as error:
+            run = {"control": None, "init": None, **json.loads(stored.read_text())}
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--resume: {stored}: no run to go on with ({error})") from None
-        if not isinstance(run, dict) or not run.keys() >= asdict(known["shapes"]).keys():
+        if not run.keys() >= asdict(known["shapes"]).keys():
             raise UserError(f"--resume: {stored}: not the description of a run")
     elif stored.exists() and not options.plan:
         raise UserError(f"--out {options.out}: already holds a run; add --resume to go on with it, "
                         "or name another folder")
     else:
-        run = {"preset": name, "seed": 0, "tokenizer_file": None, **asdict(known[name])}
+        run = {"preset": name, "seed": 0, "tokenizer_file": None, "control": None, "init": None,
+               **asdict(known[name])}
         run["data"] = data
     for flag, (key, inner, least) in FLAGS.items():
         value, place = getattr(options, flag), run if inner is None else run[key]
@@ -239,16 +242,20 @@ def describe_run(options: argparse.Namespace) -> dict:
         written = f"--{flag.replace('_', '-')} {value}"
         if least is not None and not least <= value < math.inf:
             raise UserError(f"{written}: must be {least} or more")
-        if options.resume and place[inner or key] != (str(value) if flag == "tokenizer" else value):
+        value = str(value) if isinstance(value, Path) else value
+        if options.resume and place[inner or key] != value:
             raise UserError(f"{written}: the run in {options.out} was started with "
                             f"{place[inner or key]}; leave the flag out")
-        place[inner or key] = str(value) if flag == "tokenizer" else value
+        place[inner or key] = value
     if run["views"] not in VIEWS:
         raise UserError(f"--views {run['views']}: must be one of {', '.join(VIEWS)}")
     if run["views"] == "ten-crop" and run["data"] in ("shapes", "fashion-mnist"):
         raise UserError("--views ten-crop: needs pictures that come larger, from a folder")
-    if options.tokenizer and not options.tokenizer.is_file():
-        raise UserError(f"--tokenizer {options.tokenizer}: no such file")
+    if run["control"] not in (None, "edges"):
+        raise UserError(f"--control {run['control']}: must be edges")
+    for flag, file in (("tokenizer", options.tokenizer), ("init", options.init)):
+        if file and not file.is_file():
+            raise UserError(f"--{flag} {file}: no such file")
     if (run["tokenizer"]["channels"] == TokenizerConfig.channels and not run["tokenizer_file"]
             and not options.plan):
         raise UserError(f"--preset {run['preset']}: needs a trained tokenizer, --tokenizer FILE")

@@ -200,10 +200,8 @@ def fashion_pictures(split: str, folder: Path | None = None) -> Pictures:
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def fit_picture(image: Image.Image, side: int) -> np.ndarray:
-    """Any picture -> (side, side, 3) uint8: turned by its EXIF mark, flattened onto white, scaled
-    so that the shorter side fits, and cut from the centre (as in ADM's preprocessing: halve by
-    boxes while twice too large, then one bicubic step)."""
+def plain_picture(image: Image.Image) -> Image.Image:
+    """Any picture -> RGB: turned by its EXIF mark, flattened onto white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":          # 16 bits or more a pixel
         deep = np.asarray(image, np.float32)
@@ -212,7 +210,14 @@ def fit_picture(image: Image.Image, side: int) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def fit_picture(image: Image.Image, side: int) -> np.ndarray:
+    """Any picture -> (side, side, 3) uint8: plain, scaled so that the shorter side fits, and cut
+    from the centre (as in ADM's preprocessing: halve by boxes while twice too large, then one
+    bicubic step)."""
+    image = plain_picture(image)
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)

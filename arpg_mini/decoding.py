@@ -26,8 +26,9 @@ from .model import ARPG
 SCHEDULES = ("arccos", "cosine", "constant")
 GUIDANCE_SCHEDULES = ("linear", "constant")
 WITHIN_STEP = ("block", "causal")
+POSITIONS = ("extrapolate", "interpolate", "ntk")
 MOST_GUIDANCE = 1e4                          # beyond it float32 logits would overflow
-ORDER, NOISE = 1, 2                          # purposes of a sample's random streams
+ORDER, NOISE, WINDOW = 1, 2, 3              # purposes of a sample's random streams
 
 
 def step_sizes(n: int, steps: int, schedule: str = "arccos") -> list[int]:
@@ -142,10 +143,12 @@ class Settings:
     known: Tensor | None = None      # (N,) or (B, N) raster ids that stand fixed, -1 where unknown
     grid: tuple[int, int] | None = None  # (h, w) if not the trained one
     within_step: str = "block"       # tokens of one step, when encoded, see each other; or "causal"
+    positions: str = "extrapolate"   # on another grid: see `attention.rotary_table`
+    control: Tensor | None = None    # (1 or B, 1, height, width) condition maps: see `control.py`
 
     def __post_init__(self):
         for name, allowed in (("schedule", SCHEDULES), ("guidance_schedule", GUIDANCE_SCHEDULES),
-                              ("within_step", WITHIN_STEP)):
+                              ("within_step", WITHIN_STEP), ("positions", POSITIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: must be one of "
                                  f"{', '.join(allowed)}")
@@ -170,6 +173,14 @@ class Plan(NamedTuple):
     noise: Tensor       # (B, N) uniform numbers by raster position
     sizes: list[int]    # unknown positions per step
     table: Tensor       # (N + 1, K/2) rotary table of the grid
+    hints: Tensor | None  # (B, N, D) what the control says of each position
+
+    def hints_of(self, targets: Tensor, rows: int) -> Tensor | None:
+        """(B, M) positions -> their hints (rows, M, D), for both halves if there are two."""
+        if self.hints is None:
+            return None
+        picked = self.hints.gather(1, targets[..., None].expand(-1, -1, self.hints.shape[2]))
+        return picked.repeat(rows // len(targets), 1, 1)                    # (rows, M, D)
 
 
 def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> Plan:
@@ -205,7 +216,22 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     if settings.guidance != 1:
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     return Plan(ids.to(device), labels, is_known.nonzero()[:, 0].to(device), orders.to(device),
-                position_noise(seeds, n).to(device), sizes, model.rotary(grid))
+                position_noise(seeds, n).to(device), sizes, model.rotary(grid, settings.positions),
+                make_hints(model, settings.control, batch, grid))
+
+
+def make_hints(model: ARPG, control: Tensor | None, batch: int,
+               grid: tuple[int, int]) -> Tensor | None:
+    """What the model makes of condition maps: (B, N, D), None if there are none."""
+    if control is None:
+        return None
+    if model.control is None:
+        raise ValueError("control: this model was not trained with condition maps")
+    sides = tuple(g * model.config.control_stride for g in grid)
+    if control.ndim != 4 or len(control) not in (1, batch) or control.shape[1:] != (1, *sides):
+        raise ValueError(f"control {tuple(control.shape)}: must be {(batch, 1, *sides)}")
+    weight = model.embedding.weight
+    return model.control(control.to(weight.device, weight.dtype)).expand(batch, -1, -1)
 
 
 def sample(logits: Tensor, noise: Tensor, share_done: float, settings: Settings) -> Tensor:
@@ -251,7 +277,8 @@ def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Itera
             keys, values = read(targets)                    # the step before's
         targets = plan.orders[:, done:done + size]                          # (B, M)
         done += size
-        hidden = model.ask(plan.table[targets].repeat(repeat, 1, 1), keys, values)
+        hidden = model.ask(plan.table[targets].repeat(repeat, 1, 1), keys, values,
+                           hints=plan.hints_of(targets, rows))
         drawn = sample(model.head(hidden), plan.noise.gather(1, targets),
                        done / plan.orders.shape[1], how)                    # (B, M)
         plan.ids.scatter_(1, targets, drawn)
@@ -312,6 +339,8 @@ def draw_one(model: ARPG, plan: Plan, how: Settings, b: int, places: list[int], 
     for label in plan.labels[b::len(plan.ids)]:                             # class, then none
         ids = torch.cat([model.class_ids(label[None]), plan.ids[b, slots[:, 1:]]], dim=1)
         keys, values = model.read(ids, plan.table[slots], mask=mask.to(slots.device))
-        logits.append(model.head(model.ask(plan.table[where], keys, values)))  # (1, 1, V)
+        hints = None if plan.hints is None else plan.hints[b:b + 1, target:target + 1]
+        hidden = model.ask(plan.table[where], keys, values, hints=hints)    # (1, 1, D)
+        logits.append(model.head(hidden))                                   # (1, 1, V)
     noise = plan.noise[b, target].view(1, 1)
     return sample(torch.cat(logits), noise, done / plan.orders.shape[1], how).item()

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Cache, ContentAttention, QueryAttention, RMSNorm, rotary_table, rotate
 from .config import ModelConfig
+from .control import ControlAdapter
 
 
 class FeedForward(nn.Module):
@@ -102,23 +103,25 @@ class ARPG(nn.Module):
         self.query = nn.ModuleList(Block(c, QueryAttention) for _ in range(c.query_layers))
         self.norm = RMSNorm(c.dim)
         self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.control = ControlAdapter(c.dim, c.control_stride) if c.control_stride else None
         self.mask_id = c.vocab_size
         self.null_label = c.num_classes
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Normal with std 0.02 for every matrix; the head at zero, so a fresh loss is ln V
-        exactly."""
+        exactly; a control's last layer at zero, so that it starts by saying nothing."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
-    def rotary(self, grid: tuple[int, int]) -> Tensor:
+    def rotary(self, grid: tuple[int, int], positions: str = "extrapolate") -> Tensor:
         """The rotary table (N + 1, K/2) of a grid, at least complex64 whatever the weights are."""
         weight = self.embedding.weight
         dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
-        return rotary_table(grid, self.config.head_dim, self.config.rope_base, weight.device, dtype)
+        return rotary_table(grid, self.config.head_dim, self.config.rope_base, weight.device, dtype,
+                            positions, self.config.grid)
 
     def class_ids(self, labels: Tensor) -> Tensor:
         """(B,) classes, or `null_label` for none -> (B, 1) rows of the embedding table."""
@@ -144,26 +147,31 @@ class ARPG(nn.Module):
         return k, v
 
     def ask(self, where: Tensor, keys: Tensor, values: Tensor, causal: bool = False,
-            dropout: float = 0.0) -> Tensor:
+            dropout: float = 0.0, hints: Tensor | None = None) -> Tensor:
         """The query pass: one question per target position.
 
         where: (B, M, K/2), the targets' rotary rows. keys, values: (B, H, S, K).
+        hints: (B, M, D), what a control says of the targets (see `control.py`).
         Returns (B, M, D), normed, ready for the head.
 
-        Before the first attention every question is the same vector: it enters as (1, 1, D), is
-        projected once, and becomes one query per target by being rotated to its position.
+        Before the first attention every question is the same vector, unless there are hints: it
+        enters as (1, 1, D), is projected once, and becomes one query per target by being rotated
+        to its position.
         """
         x = self.embedding.weight[self.mask_id].view(1, 1, -1)
+        x = x if hints is None else x + hints                                  # (B, M, D)
         for block in self.query:
             x = block(x, where, keys, values, causal=causal, dropout=dropout)  # (B, M, D)
         return self.norm(x)
 
-    def forward(self, tokens: Tensor, labels: Tensor, orders: Tensor, loss_rows: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor, orders: Tensor, loss_rows: int = 0,
+                control: Tensor | None = None) -> Tensor:
         """Teacher forcing: predict every token from the class and those before it in its order.
 
         tokens: (B, N) raster ids. labels: (B,) classes or `null_label`.
         orders: (B, N) permutations.
         Returns logits (B, N, V), float32 at least; logits[:, t] predicts tokens[orders[:, t]].
+        control: (B, 1, height, width) condition maps, if the model was built for them.
         With `loss_rows` = r > 0 returns the mean cross-entropy over all targets instead (equation
         5), computed r rows of logits at a time.
         """
@@ -174,7 +182,10 @@ class ARPG(nn.Module):
         table = self.rotary(self.config.grid)                                  # (N + 1, K/2)
         dropout = self.config.dropout if self.training else 0.0
         keys, values = self.read(ids, table[slots], causal=True, dropout=dropout)
-        x = self.ask(table[orders], keys, values, causal=True, dropout=dropout)  # (B, N, D)
+        hints = None if control is None else self.control(control).gather(     # (B, N, D)
+            1, orders[..., None].expand(-1, -1, self.config.dim))
+        x = self.ask(table[orders], keys, values, causal=True, dropout=dropout,
+                     hints=hints)                                              # (B, N, D)
         if loss_rows:
             total = ChunkedCrossEntropy.apply(x.flatten(0, 1), self.head.weight, content.flatten(),
                                               loss_rows)

@@ -207,6 +207,7 @@ def released(module: ARPG | VQTokenizer) -> dict[str, Tensor]:
     if isinstance(module, ARPG):
         for name, has, needs in (("rope_base", c.rope_base, 10000.0),
                                  ("grid", tuple(c.grid), (c.grid[0],) * 2),
+                                 ("control_stride", c.control_stride, 0),
                                  ("query_layers", c.query_layers, c.content_layers)):
             if has != needs:
                 raise UserError(f"{name} {has}: the released code only knows {needs}")

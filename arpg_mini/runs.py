@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import checkpoint, data, distributed, images, pretrained, training
 from .config import ModelConfig, TokenizerConfig, TrainConfig, UserError
+from .control import edges
 from .decoding import decode
 from .ids import MARGIN, IdFiles, Ids, crops, encode_parts, id_files, put_together, vouched
 from .model import ARPG
@@ -58,6 +59,26 @@ def side_of(tokens: int, run: dict) -> int:
     if side * side != tokens:
         raise UserError(f"--data {run['data']}: has {tokens} ids to a picture, which is no square")
     return side
+
+
+def start_from(model: ARPG, run: dict) -> None:
+    """Give a new model the averaged weights of the run file named by --init; a control that they
+    lack stays new. UserError if the sizes differ otherwise."""
+    file = Path(run["init"])
+    given, _ = checkpoint.load_model(file)
+    wanted, theirs = (asdict(m.config) | dict(control_stride=0, dropout=0, class_dropout=0)
+                      for m in (model, given))
+    if wrong := [name for name in wanted if wanted[name] != theirs[name]]:
+        raise UserError(f"--init {file}: its {wrong[0]} is {theirs[wrong[0]]}, this run's "
+                        f"{wanted[wrong[0]]}")
+    model.load_state_dict(given.state_dict(), strict=False)
+
+
+def control_of(run: dict, tokenizer: VQTokenizer, grid: tuple[int, int]):
+    """The function from tokens (b, N) to the condition maps a run trains with, or None."""
+    if not run.get("control"):
+        return None
+    return lambda tokens: edges(tokenizer.decode(tokens.view(-1, *grid)))
 
 
 def named_tokenizer(run: dict, out: Path) -> VQTokenizer | None:
@@ -220,11 +241,17 @@ def tell_left_out(bad: dict[str, str], file: Path, most: int = 20) -> None:
         print(f"left out: {len(bad) - most} more, all named in {file}", file=sys.stderr)
 
 
-def sheet(run: dict, model: ARPG, tokenizer: VQTokenizer, steps: int) -> Image.Image:
-    """A row of ten to sixteen pictures, one a class, always from the same seeds."""
+def sheet(run: dict, model: ARPG, tokenizer: VQTokenizer, held_out: Ids, steps: int) -> Image.Image:
+    """A row of ten to sixteen pictures, one a class, always from the same seeds; with a control, by
+    the maps and classes of the first held-out pictures."""
     columns = min(16, max(10, len(run["classes"])))
-    ids = decode(model, [i % len(run["classes"]) for i in range(columns)], range(columns),
-                 steps=steps, guidance=run["guidance"], guidance_schedule=run["guidance_schedule"])
+    labels, maps = [i % len(run["classes"]) for i in range(columns)], None
+    if control := control_of(run, tokenizer, model.config.grid):
+        rows = np.arange(columns) % len(held_out)
+        tokens = torch.from_numpy(held_out.ids[rows, 0].astype(np.int64))
+        labels, maps = held_out.labels[rows], control(tokens.to(model.embedding.weight.device))
+    ids = decode(model, labels, range(columns), steps=steps, guidance=run["guidance"],
+                 guidance_schedule=run["guidance_schedule"], control=maps)
     pictures = images.to_uint8(tokenizer.decode(ids.view(-1, *model.config.grid)))
     return images.grid(pictures, columns, zoom=max(1, 96 // pictures.shape[1]))
 
@@ -276,13 +303,15 @@ class Saver:
             self.whole.load_state_dict(state["ema"])
         try:
             if look:
+                control = control_of(self.run, self.tokenizer, self.model.config.grid)
                 seen["val_loss"] = training.validation_loss(self.whole, self.held_out,
-                                                            self.run["seed"])
+                                                            self.run["seed"], control=control)
                 better, self.best = seen["val_loss"] < self.best, min(seen["val_loss"], self.best)
                 n = self.held_out.ids.shape[2]
                 (self.out / "samples").mkdir(exist_ok=True)
                 images.save_png(self.out / "samples" / f"step-{step:08d}.png",
-                                sheet(self.run, self.whole, self.tokenizer, max(1, n // 4)))
+                                sheet(self.run, self.whole, self.tokenizer, self.held_out,
+                                      max(1, n // 4)))
             checkpoint.save_run(self.out, self.keep, better, self.newest, step=step,
                                 best=self.best, config=asdict(self.model.config),
                                 classes=self.run["classes"], guidance=self.run["guidance"],

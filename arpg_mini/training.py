@@ -16,7 +16,7 @@ import io
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,8 +32,10 @@ from .ids import Ids
 from .model import ARPG
 from .tokenizer import VQTokenizer
 
+Control = Callable[[Tensor], Tensor]
+
 # Purposes of random streams.
-DATA, ORDERS, DROPS, VIEWS, DROPOUT, HELD_OUT, PICTURES, CODES = range(8)
+DATA, ORDERS, DROPS, VIEWS, DROPOUT, HELD_OUT, PICTURES, CODES, CONTROLS = range(9)
 
 
 def generator(seed: int, purpose: int, *index: int) -> np.random.Generator:
@@ -167,12 +169,15 @@ def draw_batch(ids: Ids, config: TrainConfig, null_label: int, class_dropout: fl
 
 def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: TrainConfig,
                seed: int, optimizer: torch.optim.Optimizer, start: int = 0, rank: int = 0,
-               world: int = 1, half: bool = False) -> Iterator[dict[str, Tensor | float]]:
+               world: int = 1, half: bool = False,
+               control: Control | None = None) -> Iterator[dict[str, Tensor | float]]:
     """Yield {"loss", "lr", "norm"} after each step from `start` to the last.
 
     `call` is `model` or its wrapper for several processes; `average` is updated after every step.
     A process whose rows are more than `config.micro_batch` takes them in pieces and adds up the
-    gradients. `half`: autocast to bfloat16. A step whose norm is not finite changed nothing.
+    gradients. `half`: autocast to bfloat16. `control`: (b, N) tokens -> their condition maps, of
+    which a share of `class_dropout` is kept from the model. A step whose norm is not finite changed
+    nothing.
     """
     device = next(model.parameters()).device
     rows = config.batch_size // world
@@ -190,10 +195,15 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: Tr
                                       for t in batch)
             torch.manual_seed(int(generator(seed, DROPOUT, step, rank, piece).integers(2**62)))
             ddp = isinstance(call, nn.parallel.DistributedDataParallel)
+            maps = {}
+            if control:
+                hidden = generator(seed, CONTROLS, step, rank, piece).random(len(tokens))
+                hidden = torch.from_numpy(hidden < model.config.class_dropout).to(device)
+                maps["control"] = control(tokens).masked_fill(hidden[:, None, None, None], -1)
             silent = call.no_sync() if ddp and piece < pieces - 1 else contextlib.nullcontext()
             with silent:
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    part = call(tokens, labels, orders, loss_rows=config.loss_rows)
+                    part = call(tokens, labels, orders, loss_rows=config.loss_rows, **maps)
                     part = part * (len(tokens) / rows)
                 part.backward()
             loss += part.detach()
@@ -204,7 +214,8 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: Tr
 
 
 @torch.no_grad()
-def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: int = 250) -> float:
+def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: int = 250,
+                    control: Control | None = None) -> float:
     """Nats per token on held-out pictures: causal mask, one fixed order each, no dropout, no class
     drop, in the weights' precision."""
     device, n = model.embedding.weight.device, ids.ids.shape[2]
@@ -212,11 +223,12 @@ def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: 
     model.eval()
     for start in range(0, count, batch):
         rows = slice(start, min(start + batch, count))
-        tokens = torch.from_numpy(ids.ids[rows, 0].astype(np.int64))
+        tokens = torch.from_numpy(ids.ids[rows, 0].astype(np.int64)).to(device)
         orders = np.stack([generator(seed, HELD_OUT, i).permutation(n)
                            for i in range(rows.start, rows.stop)])
-        loss = model(tokens.to(device), torch.from_numpy(ids.labels[rows]).to(device),
-                     torch.from_numpy(orders).to(device), loss_rows=8192)
+        loss = model(tokens, torch.from_numpy(ids.labels[rows]).to(device),
+                     torch.from_numpy(orders).to(device), loss_rows=8192,
+                     control=control(tokens) if control else None)
         total += loss.item() * len(tokens)
     model.train(training)
     return total / count

@@ -1,5 +1,7 @@
 """Hypothesis profiles: `--hypothesis-profile thorough` runs five times the examples."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -39,3 +41,20 @@ def finished(pictures, tmp_path_factory):
     done = run("train_mini.py", "--data", pictures, "--side", 16, *TINY, "--out", out,
                "--device", "cpu", cwd=out.parent)
     return out, done
+
+
+@pytest.fixture
+def mistake(tmp_path, monkeypatch, capsys):
+    """Call a script's `main` as from the empty folder `tmp_path`: it must end with code 2 and one
+    line, which is returned. In this process: a new one spends seconds on importing torch."""
+    def call(script, *arguments) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        try:
+            code = script.main()
+        except SystemExit as end:
+            code = end.code
+        said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert code == 2 and len(said) == 1, said
+        return said[0]
+    return call

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+import sample_mini
+import train_mini
 from arpg_mini import TokenizerConfig, VQTokenizer
 from arpg_mini.checkpoint import load_model
 from arpg_mini.pretrained import released
@@ -126,10 +128,9 @@ def test_two_processes_stop_together_and_say_mistakes_in_one_line(finished, pict
     (["--preset", "arpg-l", "--data", "."], "--preset arpg-l: needs a trained tokenizer"),
     (["--tokenizer", "/no/tokenizer.pt"], "--tokenizer /no/tokenizer.pt: no such file"),
 ])
-def test_mistakes_in_training_end_in_one_line(arguments, says, tmp_path):
-    done = run("train_mini.py", "--out", tmp_path / "x", *arguments, cwd=tmp_path, code=2)
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1 and re.search(says, errors[0]) and "Traceback" not in done.stderr
+def test_mistakes_in_training_end_in_one_line(arguments, says, mistake, tmp_path):
+    assert re.search(says, mistake(train_mini, "--out", tmp_path / "x", *arguments))
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -145,35 +146,32 @@ def test_mistakes_in_training_end_in_one_line(arguments, says, tmp_path):
     (["--within-step", "all"], "--within-step 'all'"),
     (["--guidance-schedule", "x"], "--guidance-schedule 'x'"),
 ])
-def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, tmp_path):
-    done = run("sample_mini.py", finished[0], *arguments, cwd=tmp_path, code=2)
-    assert done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
+def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, mistake, tmp_path):
+    assert says in mistake(sample_mini, finished[0], *arguments)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_side_that_does_not_fit_is_told_before_anything_is_written(pictures, tmp_path):
+def test_a_mistake_as_a_user_meets_it(pictures, tmp_path):
+    """In a process of its own, told before anything is written: one line and no traceback."""
     done = run("train_mini.py", "--data", pictures, "--side", 18, "--out", tmp_path / "x", code=2)
-    assert "--side 18: must be a multiple of the tokenizer's stride, 4" in done.stderr
+    assert done.stderr == ("train_mini.py: error: --side 18: must be a multiple of the tokenizer's "
+                           "stride, 4\n")
     assert not (tmp_path / "x").exists()
 
 
-def test_other_peoples_folders_are_refused_and_unharmed(finished, tmp_path):
+def test_other_peoples_folders_are_refused_and_unharmed(finished, mistake, tmp_path):
     out, _ = finished
     before = (out / "model.pt").read_bytes()
-    done = run("train_mini.py", "--out", out, code=2)
-    assert f"--out {out}: already holds a run" in done.stderr
-    done = run("train_mini.py", "--out", out, "--resume", "--steps", 9, code=2)
-    assert "--steps 9: the run in" in done.stderr
-    done = run("sample_mini.py", tmp_path, code=2)
-    assert "model.pt: no such file" in done.stderr
+    assert f"--out {out}: already holds a run" in mistake(train_mini, "--out", out)
+    assert "--steps 9: the run in" in mistake(train_mini, "--out", out, "--resume", "--steps", 9)
+    assert "model.pt: no such file" in mistake(sample_mini, tmp_path)
     assert (out / "model.pt").read_bytes() == before
 
 
-def test_a_truncated_model_is_named(finished, tmp_path):
+def test_a_truncated_model_is_named(finished, mistake, tmp_path):
     out, _ = finished
     (tmp_path / "model.pt").write_bytes((out / "model.pt").read_bytes()[:5000])
-    done = run("sample_mini.py", tmp_path, code=2)
-    assert "model.pt: not a readable checkpoint" in done.stderr and done.stderr.count("\n") == 1
+    assert "model.pt: not a readable checkpoint" in mistake(sample_mini, tmp_path)
 
 
 def test_help_needs_no_torch():
@@ -200,3 +198,77 @@ def test_a_released_tokenizer_trains_on_and_its_run_lends_it_further(pictures, t
         tmp_path / "second")
     assert run("train_mini.py", "--resume", "--out", tmp_path / "second").stdout
     assert load_model(tmp_path / "second" / "model.pt")[0].config.grid == (3, 3)
+
+
+def test_a_picture_of_any_size_and_mode_is_edited_and_put_back(finished, tmp_path):
+    """Of odd sides, with a mask, by a box, in a palette, transparent: outside the mask every pixel
+    of the result is the picture's; a strip and an animation come with it."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (30, 47, 3)).astype(np.uint8))
+    light = np.zeros((30, 47), np.uint8)
+    light[5:20, 10:31] = 255
+    Image.fromarray(light).save(tmp_path / "mask.png")
+    for name, picture in (("rgb", noise), ("palette", noise.convert("P")),
+                          ("grey", noise.convert("L")), ("alpha", noise.convert("RGBA"))):
+        picture.save(tmp_path / f"{name}.png")
+        before = np.asarray(picture.convert("RGB"))
+        run("sample_mini.py", finished[0], "--inpaint", f"{name}.png", "--mask", "mask.png",
+            "--feather", 2, "--steps", 2, "--gif", "x.gif", cwd=tmp_path)
+        after = np.asarray(Image.open(tmp_path / "edited.png"))
+        assert after.shape == before.shape and (after != before)[light > 0].mean() > 0.5
+        assert (after == before)[light == 0].all()
+        with Image.open(tmp_path / "x.gif") as gif, Image.open(
+                tmp_path / "edited-strip.png") as strip:
+            assert gif.n_frames > 1 and strip.width > 2 * 47
+
+
+def test_edits_grids_and_candidates(finished, tmp_path):
+    out, rng = finished[0], np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 24, 3)).astype(np.uint8)).save(tmp_path / "p.png")
+    run("sample_mini.py", out, "--edit", "p.png", "--box", "0,0,12,12", "--classes", "dog",
+        "--count", 2, "--out", "e.png", cwd=tmp_path)
+    two = [np.asarray(Image.open(tmp_path / f"e-{i}.png")) for i in (1, 2)]
+    assert (two[0] != two[1]).any() and (two[0][12:] == two[1][12:]).all()
+    run("sample_mini.py", out, "--outpaint", "p.png", "--grid", "9x9", "--at", "1,2", "--out",
+        "o.png", cwd=tmp_path)
+    placed = np.asarray(Image.open(tmp_path / "o.png"))
+    top, left = round(4 * 40 / 28), round(8 * 24 / 16)          # fitted to 28×16: 7×4 tokens
+    before = np.asarray(Image.open(tmp_path / "p.png"))
+    assert (placed[top:top + 40, left:left + 24] == before).all()
+    run("sample_mini.py", out / "best.pt", "--expand", 2, "--count", 3, "--npz", "x.npz",
+        "--grid", "4x8", cwd=tmp_path, code=2)
+    for flags, shape in ((["--expand", 2], (3, 32, 32, 3)), (["--grid", "4x8"], (3, 16, 32, 3)),
+                         (["--grid", "4x8", "--positions", "ntk"], (3, 16, 32, 3))):
+        run("sample_mini.py", out / "best.pt", *flags, "--count", 3, "--npz", "x.npz", cwd=tmp_path)
+        with np.load(tmp_path / "x.npz") as file:
+            assert file["arr_0"].shape == shape
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--inpaint", "p.png"], "--mask, --box"), (["--box", "1,1,3,3"], "--mask, --box"),
+    (["--inpaint", "none.png", "--box", "1,1,3,3"], "--inpaint none.png: no readable picture"),
+    (["--inpaint", "text.png", "--box", "1,1,3,3"], "--inpaint text.png: no readable picture"),
+    (["--inpaint", "p.png", "--mask", "small.png"], "--mask small.png: is 5x4, the picture 24x40"),
+    (["--inpaint", "p.png", "--mask", "dark.png"], "--mask dark.png: has no light pixel"),
+    (["--inpaint", "p.png", "--box", "1,1,30,3"], "--box 1,1,30,3: must be x0 < x1 <= 24"),
+    (["--inpaint", "p.png", "--box", "5,5,5,9"], "--box 5,5,5,9"),
+    (["--inpaint", "p.png", "--box", "1,1,3"], "--box 1,1,3: must be x0,y0,x1,y1"),
+    (["--edit", "p.png", "--box", "1,1,3,3"], "--edit: needs --classes"),
+    (["--outpaint", "p.png"], "--grid: --outpaint needs it"),
+    (["--outpaint", "p.png", "--grid", "3x3"], "--grid 3x3: p.png is 7x4 tokens"),
+    (["--outpaint", "p.png", "--grid", "9x9", "--at", "3,1"], "do not fit at 3,1"),
+    (["--inpaint", "p.png", "--outpaint", "p.png"], "--inpaint: goes without"),
+    (["--grid", "900x900"], "--grid: 900x900 tokens are more than 64 times"),
+    (["--grid", "0x3"], "--grid 0x3: must be HxW"), (["--expand", "0"], "--expand 0: must be 1"),
+    (["--positions", "x"], "--positions 'x'"), (["--at", "1,1"], "--at: goes with --outpaint"),
+    (["--control", "p.png"], "--control p.png: needs a run trained with --control edges"),
+    (["--inpaint", "p.png", "--box", "1,1,3,3", "--out", "p.png"], "none of them read from"),
+])
+def test_mistakes_in_editing_end_in_one_line(arguments, says, finished, mistake, tmp_path):
+    Image.new("RGB", (24, 40)).save(tmp_path / "p.png")
+    Image.new("L", (5, 4), 255).save(tmp_path / "small.png")
+    Image.new("L", (24, 40)).save(tmp_path / "dark.png")
+    (tmp_path / "text.png").write_text("no picture")
+    before = set(os.listdir(tmp_path))
+    assert says in mistake(sample_mini, finished[0], *arguments)
+    assert set(os.listdir(tmp_path)) == before

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import train_mini
 from arpg_mini import checkpoint, distributed, training
 from arpg_mini.config import TrainConfig, UserError
 from tests.helpers import ROOT, TINY, FakeIds, run, tiny_model, weights
@@ -130,11 +131,10 @@ def test_resuming_takes_the_newest_that_can_be_read_and_says_what_it_skipped(dam
     assert same_weights(weights(finished[0]), weights(half_way))
 
 
-def test_no_readable_checkpoint_is_a_mistake_and_no_new_start(half_way):
+def test_no_readable_checkpoint_is_a_mistake_and_no_new_start(half_way, mistake):
     (half_way / "model-00000005.pt").write_bytes(b"torn")
-    done = train(half_way, "--resume", code=2)
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1 and "nor can another checkpoint" in errors[0]
+    said = mistake(train_mini, "--out", half_way, "--resume")
+    assert "nor can another checkpoint" in said
     assert (half_way / "model-00000005.pt").read_bytes() == b"torn"
 
 
@@ -200,7 +200,7 @@ def test_a_run_says_which_steps_it_left_out_and_gives_up_when_all_are(finished, 
     assert all(w.isfinite().all() for w in weights(tmp_path / "x")["model"].values())
 
 
-def test_ids_of_another_run_are_taken_as_they_are(finished, tmp_path):
+def test_ids_of_another_run_are_taken_as_they_are(finished, mistake, tmp_path):
     """By --data RUN; only with the tokenizer that made them; a damaged file is named."""
     out, _ = finished
     tokenizer = ["--tokenizer", out / "tokenizer.pt"]
@@ -212,13 +212,14 @@ def test_ids_of_another_run_are_taken_as_they_are(finished, tmp_path):
     with torch.no_grad():
         other.codebook.rows[0] += 0.1
     checkpoint.save_tokenizer(tmp_path / "other.pt", other)
-    done = train(tmp_path / "y", "--data", out, "--tokenizer", tmp_path / "other.pt", code=2)
-    assert "other.pt: must be the one that the ids in" in done.stderr
+    assert "other.pt: must be the one that the ids in" in mistake(
+        train_mini, "--data", out, "--tokenizer", tmp_path / "other.pt")
     shutil.copytree(out / "ids", tmp_path / "ids")
     with open(tmp_path / "ids" / "train.npy", "r+b") as file:
         file.seek(300), file.write(b"\xff")
-    done = train(tmp_path / "y", "--data", tmp_path / "ids", *tokenizer, code=2)
-    assert "train.npy: not as it was written" in done.stderr and not (tmp_path / "y").exists()
+    assert "train.npy: not as it was written" in mistake(
+        train_mini, "--data", tmp_path / "ids", *tokenizer)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_damaged_ids_of_a_run_are_made_anew(finished, half_way):
@@ -306,9 +307,8 @@ def test_bad_folders_end_in_one_line_and_leave_no_run(finished, tmp_path):
     """In this process, for speed: `begin` is where a run meets its data."""
     from arpg_mini.config import describe_run
     from arpg_mini.runs import begin
-    from train_mini import parse
     for name, says in bad_folders(tmp_path).items():
-        options = parse(["--data", str(tmp_path / name), "--side", "16", "--out",
+        options = train_mini.parse(["--data", str(tmp_path / name), "--side", "16", "--out",
                          str(tmp_path / "out"), "--tokenizer",
                          str(finished[0] / "tokenizer.pt")])
         with pytest.raises(UserError) as mistake:
@@ -353,9 +353,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(finished, tmp_path
     assert same_weights(whole, weights(again))
 
 
-def test_tensorboard_that_is_not_there_is_said_first(tmp_path):
-    done = train(tmp_path / "x", "--tensorboard", code=2, env={**os.environ, "PYTHONPATH": ""})
-    assert "--tensorboard: needs that package" in done.stderr and not (tmp_path / "x").exists()
+def test_tensorboard_that_is_not_there_is_said_first(mistake, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "--tensorboard: needs that package" in mistake(train_mini, "--tensorboard")
+    assert not list(tmp_path.iterdir())
 
 
 def start(out, *arguments):

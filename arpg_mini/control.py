@@ -1,0 +1,49 @@
+"""Control: condition maps become queries (paper §3.2).
+
+The one idea: a query says where, and nothing keeps it from saying more. In place of the bare [MASK]
+embedding each target position asks with a vector made of what a condition map, the edges of a
+picture, say, shows there and around. Keys, values, the cache and every property of decoding stay as
+they are.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def edges(images: Tensor) -> Tensor:
+    """(B, 3, height, width) in [-1, 1] -> (B, 1, height, width) in [0, 1]: the Sobel gradient's
+    length, of the channel where it is largest; 1 is an edge from black to white."""
+    right = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
+    kernels = torch.stack([right, right.T])[:, None].to(images.dtype)          # (2, 1, 3, 3)
+    each = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
+    slope = F.conv2d(each, kernels).square().sum(1).sqrt()                     # (B·3, …)
+    return slope.view(images.shape).amax(1, keepdim=True).clamp(max=1)
+
+
+class ControlAdapter(nn.Module):
+    """Condition maps -> one vector per token, to be added to the [MASK] embedding.
+
+    Convolutions halve the map until a pixel is a token, so a vector knows its own cell and a little
+    around it. The last layer starts at zero: a trained model that is given an adapter begins as it
+    was.
+    """
+
+    def __init__(self, dim: int, stride: int):
+        super().__init__()
+        if stride & (stride - 1):
+            raise ValueError(f"control_stride {stride}: must be a power of two")
+        layers: list[nn.Module] = [nn.Conv2d(1, 32, 3, padding=1), nn.SiLU()]
+        width = 32
+        while stride > 1:
+            layers += [nn.Conv2d(width, min(dim, 2 * width), 3, stride=2, padding=1), nn.SiLU()]
+            width, stride = min(dim, 2 * width), stride // 2
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Conv2d(width, dim, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, 1, height, width) in [0, 1] -> (B, N, D). A map that is -1 says nothing: zeros."""
+        given = (maps[:, 0, :1, :1] >= 0).to(maps.dtype)                       # (B, 1, 1)
+        return self.out(self.layers(maps)).flatten(2).transpose(1, 2) * given

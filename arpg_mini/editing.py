@@ -1,0 +1,185 @@
+"""Without retraining: inpainting, outpainting, class editing, larger pictures (paper §4.3).
+
+The one idea: a model that draws tokens in any order can be given some of them. What is known is
+encoded first, as one step; only unknown positions are decoded. All of this file is about which
+positions are known: those outside a mask, those a smaller picture covers, those a window shares
+with the windows before it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .decoding import WINDOW, decode_steps, named_order
+from .model import ARPG
+from .tokenizer import VQTokenizer
+
+
+def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int) -> list[tuple]:
+    """Where windows of `size` go, one after the other, until nothing of a grid is unknown.
+
+    known: (h, w) bool. The next window is the one with the most known tokens, so each sees as much
+    as it can of what it must agree with; windows lie half their size apart.
+    Returns (row, column, steps) of each: `steps` are for a window of which nothing is known.
+    """
+    known, (a, b), plan = known.copy(), size, []
+    places = [(r, c) for r in sorted({*range(0, known.shape[0] - a, max(1, a // 2)),
+                                      known.shape[0] - a})
+              for c in sorted({*range(0, known.shape[1] - b, max(1, b // 2)), known.shape[1] - b})]
+    while not known.all():
+        seen = {(r, c): int(known[r:r + a, c:c + b].sum()) for r, c in places}
+        r, c = max((p for p in places if seen[p] < a * b), key=lambda p: (seen[p], -p[0], -p[1]))
+        unknown = a * b - seen[r, c]
+        plan.append((r, c, min(unknown, max(1, round(steps * unknown / (a * b))))))
+        known[r:r + a, c:c + b] = True
+    return plan
+
+
+def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], steps: int = 64,
+                   positions: str = "windows", order: str = "random",
+                   control: Tensor | None = None, **settings) -> Iterator[Tensor]:
+    """Fill the unknown tokens of grids of any size; yields the (B, h, w) ids after every step.
+
+    known: (B, h, w) ids, -1 where unknown; masks may differ. labels, seeds: B of each.
+    steps: as for a picture of the trained size of which nothing is known; fewer if some is.
+    positions: "windows" of the trained size slide over a larger grid, each given what is there
+    already, so no query ever sees a distance that training did not have; or one of
+    `decoding.POSITIONS`, all at once. order: "random", or see `decoding.named_order`.
+    control, settings: as in `decoding.Settings`. A sample depends on its own row alone.
+    """
+    canvas, (height, width) = known.clone(), known.shape[1:]
+    size = tuple(min(n, t) for n, t in zip((height, width), model.config.grid))
+    size, how = (size, "extrapolate") if positions == "windows" else ((height, width), positions)
+    labels = torch.as_tensor(labels, device=canvas.device)
+    alike: dict[bytes, list[int]] = {}
+    for row, mask in enumerate((canvas >= 0).cpu().numpy()):
+        alike.setdefault(mask.tobytes(), []).append(row)
+    for rows in alike.values():
+        mask = (canvas[rows[0]] >= 0).cpu().numpy()
+        for number, (r, c, few) in enumerate(plan_windows(mask, size, steps)):
+            window = np.s_[rows, r:r + size[0], c:c + size[1]]
+            part = decode_steps(
+                model, labels[rows], [window_seed(seeds[row], number) for row in rows], steps=few,
+                known=canvas[window].flatten(1), grid=size, positions=how,
+                orders=None if order == "random" else named_order(order, size),
+                control=cut_control(model, control, rows, r, c, size), **settings)
+            for ids in part:
+                canvas[window] = ids.view(len(rows), *size)
+                yield canvas
+    if not alike or (known >= 0).all():
+        yield canvas
+
+
+def window_seed(seed: int, number: int) -> int:
+    """The seed of a sample's window `number`: the first is drawn like a picture by itself."""
+    return int(np.random.default_rng([WINDOW, seed, number]).integers(2**62)) if number else seed
+
+
+def cut_control(model: ARPG, control: Tensor | None, rows: list[int], r: int, c: int,
+                size: tuple[int, int]) -> Tensor | None:
+    """The piece of the samples' condition maps that lies under a window."""
+    if control is None or not model.config.control_stride:
+        return control
+    s = model.config.control_stride
+    maps = control if len(control) == 1 else control[rows]
+    return maps[:, :, r * s:(r + size[0]) * s, c * s:(c + size[1]) * s]
+
+
+def complete(model: ARPG, known: Tensor, labels, seeds: Sequence[int], **settings) -> Tensor:
+    """The last of `complete_steps`: (B, h, w) ids, the known ones as they were."""
+    for ids in complete_steps(model, known, labels, seeds, **settings):
+        pass
+    return ids
+
+
+def token_mask(mask: Tensor, stride: int) -> Tensor:
+    """(B, height, width) bool, True where unknown -> (B, h, w): a token is if any of its pixels
+    is."""
+    return F.max_pool2d(mask[:, None].float(), stride)[:, 0] > 0
+
+
+def known_ids(tokenizer: VQTokenizer, images: Tensor, mask: Tensor) -> Tensor:
+    """(B, h, w) ids of pictures (B, 3, height, width), -1 where the mask touches.
+
+    An encoder sees beyond a token's own pixels, so what is to be replaced must be gone before: it
+    becomes the mean colour of what is known.
+    """
+    seen = ~mask[:, None]                                                      # (B, 1, …)
+    mean = (images * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
+    ids = tokenizer.encode(torch.where(seen, images, mean))
+    return ids.masked_fill(token_mask(mask, tokenizer.config.stride), -1)
+
+
+def composite(images: Tensor, made: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
+    """Known pixels exactly from `images`, the others from `made`.
+
+    images, made: (B, 3, height, width). mask: (B, height, width) bool. `feather`: over so many
+    pixels inside the mask the one turns into the other, so that no seam shows.
+    """
+    ramp, inside = mask[:, None].to(images.dtype), mask[:, None].to(images.dtype)
+    for _ in range(feather):                    # wear the mask away, a pixel at a time
+        inside = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1), value=-1.0), 3, stride=1)
+        ramp = ramp + inside
+    return torch.where(mask[:, None], images.lerp(made, ramp / (1 + feather)), images)
+
+
+def inpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, labels,
+            seeds: Sequence[int], feather: int = 0, **settings) -> Tensor:
+    """Fill what the mask covers so that it fits what it leaves.
+
+    images: (B, 3, height, width) in [-1, 1], sides multiples of the tokenizer's stride; or one,
+    (1, …), for as many candidates as seeds. mask: (B or 1, height, width) bool, True where to fill.
+    labels: classes, or `model.null_label` where nothing is known of the picture's.
+    Returns pictures in which every pixel outside the mask is exactly the given one.
+    """
+    images = images.expand(len(seeds), -1, -1, -1)
+    mask = mask.expand(len(seeds), -1, -1)
+    ids = complete(model, known_ids(tokenizer, images, mask), labels, seeds, **settings)
+    return composite(images, tokenizer.decode(ids), mask, feather)
+
+
+def edit_class(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, labels,
+               seeds: Sequence[int], **settings) -> Tensor:
+    """Keep the surroundings, and let what the mask covers become another class: inpainting with
+    the new label, which the queries read beside the tokens that stay."""
+    return inpaint(model, tokenizer, images, mask, labels, seeds, **settings)
+
+
+def outpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
+             at: tuple[int, int], labels, seeds: Sequence[int], feather: int = 0,
+             **settings) -> Tensor:
+    """Put pictures into a larger grid, with their top left token at row, column `at`, and draw what
+    is around. ValueError if they do not fit. Returns (B, 3, h·stride, w·stride)."""
+    known, canvas, mask = place(tokenizer, images.expand(len(seeds), -1, -1, -1), grid, at)
+    made = tokenizer.decode(complete(model, known, labels, seeds, **settings))
+    return composite(canvas, made, mask, feather)
+
+
+def place(tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
+          at: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures in a larger grid: ids (B, h, w), -1 around them; pixels; and where those are
+    unknown."""
+    s, ids = tokenizer.config.stride, tokenizer.encode(images)
+    (row, column), (a, b) = at, ids.shape[1:]
+    if row < 0 or column < 0 or row + a > grid[0] or column + b > grid[1]:
+        raise ValueError(f"at {row},{column}: a picture of {a}x{b} tokens does not fit a grid of "
+                         f"{grid[0]}x{grid[1]} there")
+    known = ids.new_full((len(images), *grid), -1)
+    known[:, row:row + a, column:column + b] = ids
+    canvas = images.new_zeros(len(images), 3, grid[0] * s, grid[1] * s)
+    mask = torch.ones_like(canvas[:, 0], dtype=torch.bool)
+    pixels = np.s_[..., row * s:(row + a) * s, column * s:(column + b) * s]
+    canvas[pixels], mask[pixels] = images, False
+    return known, canvas, mask
+
+
+def expand(model: ARPG, tokenizer: VQTokenizer, labels, seeds: Sequence[int],
+           grid: tuple[int, int], **settings) -> Tensor:
+    """Pictures of any grid, larger than the trained one or of another shape. (To grow a given
+    picture, `outpaint` it.)"""
+    device = model.embedding.weight.device
+    nothing = torch.full((len(seeds), *grid), -1, device=device)
+    return tokenizer.decode(complete(model, nothing, labels, seeds, **settings))
