@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from arpg_mini.config import (
@@ -148,13 +149,12 @@ def train(run: dict, options, device) -> int | None:
             losses, norms = distributed.mean(torch.stack(recent)).T
             good = norms.isfinite()
             skipped = len(recent) - int(good.sum())
-            hopeless = skipped + (hopeless if skipped == len(recent) else 0)
+            hopeless = hopeless + skipped if skipped == len(recent) else 0
             if skipped and first:
                 tqdm.write(f"step {step}: {skipped} of the last {len(recent)} steps left out, "
                            "their gradients were not finite", sys.stderr)
-            if hopeless >= max(20, len(recent)):
-                raise UserError(f"--lr {config.lr}: no gradient of the last {hopeless} steps was "
-                                f"finite; the newest checkpoint is of step {saver.newest}")
+            if hopeless >= 20:
+                distributed.from_first(partial(saver.give_up, hopeless, config.lr))
         if due_save or stopping:
             seen = saver.save(step, must=last or stopping, look=due_save)
         if due_row and first:

@@ -117,18 +117,19 @@ def barrier() -> None:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, in all of them; its user's mistake ends all."""
+    """What `work` returns in the first process, in all of them; its user's mistake ends all, said
+    once, before any other may end and take the first with it."""
     if world() == 1:
         return work()
-    box = [None, None]
+    box = [None, 0]
     if rank() == 0:
         try:
             box[0] = work()
         except UserError as error:
-            box[1] = str(error)
+            box[1] = complain(Path(sys.argv[0]).name, error)
     dist.broadcast_object_list(box)
-    if box[1] is not None:
-        raise UserError(box[1]) if rank() == 0 else SystemExit(2)
+    if box[1]:
+        raise SystemExit(box[1])
     return box[0]
 
 

@@ -30,8 +30,9 @@ def grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image
 
 def captioned(rows: Sequence[Image.Image], captions: Sequence[str],
               margin: int = 76) -> Image.Image:
-    """Pictures of one width under each other, each with a line of text on its left."""
-    canvas = Image.new("RGB", (margin + rows[0].width, sum(r.height + 4 for r in rows)), "white")
+    """Pictures under each other, each with a line of text on its left."""
+    size = margin + max(r.width for r in rows), sum(r.height + 4 for r in rows)
+    canvas = Image.new("RGB", size, "white")
     top = 0
     for row, caption in zip(rows, captions):
         canvas.paste(row, (margin, top))

@@ -323,3 +323,7 @@ class Saver:
             tqdm.write(f"{error}; going on, the newest checkpoint is of step {self.newest}",
                        sys.stderr)
         return seen
+
+    def give_up(self, steps: int, lr: float) -> None:
+        raise UserError(f"--lr {lr}: no gradient of the last {steps} steps was finite; the newest "
+                        f"checkpoint is of step {self.newest}")

@@ -1,0 +1,213 @@
+"""How well does editing edit? Counted on shapes, whose colours and classes can be read exactly.
+
+The one idea: every score stands beside what the same model does without being told: a baseline that
+samples freely, or generation as it is.
+
+    python -m arpg_mini.edit_scores runs/shapes                  inpainting, classes, larger grids
+    python -m arpg_mini.edit_scores runs/shapes-edges --control  outlines
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint
+from .config import Parser, UserError, exit_code
+from .control import edges
+from .data import COLOURS, SHAPES, shapes
+from .decoding import decode
+from .distributed import pick_device
+from .editing import edit_class, expand, inpaint, outpaint
+from .images import captioned, grid, save_png, to_uint8
+from .judge import (
+    Classifier,
+    colour_coherence,
+    dominant_colour,
+    palette_counts,
+    shapes_classifier,
+    shapes_scores,
+)
+from .training import to_device
+
+METHODS = "windows", "extrapolate", "interpolate", "ntk"
+
+
+class Scorer:
+    """A run of shapes, and a number of held-out pictures to edit."""
+
+    def __init__(self, run: Path, count: int, steps: int, guidance: float, device: torch.device):
+        self.model, saved = checkpoint.load_model(run / "model.pt")
+        self.tokenizer, _ = checkpoint.load_tokenizer(run / "tokenizer.pt")
+        if saved["classes"] != list(SHAPES):
+            raise UserError(f"{run}: its pictures are no shapes, which these scores are about")
+        self.model.to(device), self.tokenizer.to(device)
+        self.count, self.device, self.none = count, device, self.model.null_label
+        self.settings = dict(steps=steps, guidance=guidance, guidance_schedule="constant")
+        self.pictures, self.labels = shapes(count, seed=1)   # of a seed that no run trains on
+        self.images, self.side = to_device(self.pictures, device), self.pictures.shape[1]
+        self.examples: list[tuple[str, np.ndarray]] = []     # rows of pictures, with a caption
+
+    def batches(self, name: str, work) -> np.ndarray:
+        """uint8 pictures of `work(rows, seeds)` for all rows, a hundred at a time."""
+        rows = [slice(i, min(i + 100, self.count)) for i in range(0, self.count, 100)]
+        made = [to_uint8(work(r, range(r.start, r.stop))) for r in tqdm(rows, name, leave=False)]
+        return np.concatenate(made)
+
+    def keep(self, caption: str, images: np.ndarray, few: int = 10) -> None:
+        self.examples.append((caption, images[:few]))
+
+
+def shown_colour(images: np.ndarray, least: int = 8) -> np.ndarray:
+    """(n,) index of the palette colour of which the pictures show most; -1 below `least` pixels."""
+    counts = palette_counts(images)[:, :len(COLOURS)]
+    return np.where(counts.max(1) >= least, counts.argmax(1), -1)
+
+
+def inpainting(s: Scorer) -> list[tuple[str, float, float]]:
+    """Half of a picture is hidden, of no told class: has what is drawn there the colour of the half
+    that shows it? Beside: pictures drawn freely."""
+    half, mask = s.side // 2, torch.zeros(1, s.side, s.side, dtype=torch.bool, device=s.device)
+    mask[:, :, half:] = True
+    labels, free = [s.none] * s.count, s.settings | dict(guidance=1)
+    made = s.batches("inpaint", lambda r, seeds: inpaint(
+        s.model, s.tokenizer, s.images[r], mask, labels[r], seeds, **free))
+    sampled = s.batches("sample", lambda r, seeds: expand(
+        s.model, s.tokenizer, labels[r], seeds, s.model.config.grid, **free))
+    seen = shown_colour(s.pictures[:, :, :half])
+    cases = seen >= 0
+    s.keep("shown", to_uint8(torch.where(mask[:, None], 0, s.images)))
+    s.keep("inpainted", made)
+    agree = [(shown_colour(x[:, :, half:]) == seen)[cases].mean() for x in (made, sampled)]
+    return [(f"inpainting: colour of the shown half kept ({cases.sum()} cases)", *agree)]
+
+
+def class_editing(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]]:
+    """All but the left third becomes the next class: does the judge read it there, as often as in
+    pictures drawn as that class? And does the colour stay?"""
+    third, mask = s.side // 3, torch.ones(1, s.side, s.side, dtype=torch.bool, device=s.device)
+    mask[:, :, :third] = False
+    labels = (s.labels + 1) % len(SHAPES)
+    made = s.batches("edit", lambda r, seeds: edit_class(
+        s.model, s.tokenizer, s.images[r], mask, labels[r], seeds, **s.settings))
+    drawn = s.batches("draw", lambda r, seeds: expand(
+        s.model, s.tokenizer, labels[r], seeds, s.model.config.grid, **s.settings))
+    s.keep("before", s.pictures)
+    s.keep("next class", made)
+    parts = [x[:, :, third:] for x in (made, drawn)]
+    seen = shown_colour(s.pictures[:, :, :third])
+    kept = [(dominant_colour(x) == seen)[seen >= 0].mean() for x in parts]
+    return [("class editing: new class read, beside generation",
+             *((judge.predict(x) == labels).mean() for x in parts)),
+            ("class editing: colour kept", *kept)]
+
+
+def ground(images: np.ndarray) -> np.ndarray:
+    """(n,) whether the light ground has more pixels than the dark one."""
+    counts = palette_counts(images)[:, len(COLOURS):]
+    return counts[:, 1] > counts[:, 0]
+
+
+def outpainting(s: Scorer) -> list[tuple[str, float, float]]:
+    """Pictures in the middle of a grid twice as large: is the new part's ground theirs?"""
+    small = s.model.config.grid
+    at, large = tuple(g // 2 for g in small), tuple(2 * g for g in small)
+    made = s.batches("outpaint", lambda r, seeds: outpaint(
+        s.model, s.tokenizer, s.images[r], large, at, s.labels[r], seeds, **s.settings))
+    free = s.batches("expand", lambda r, seeds: expand(
+        s.model, s.tokenizer, s.labels[r], seeds, large, **s.settings))
+    s.keep("outpainted", made)
+    around = np.ones((2 * s.side, 2 * s.side), bool)
+    around[s.side // 2:-(s.side // 2), s.side // 2:-(s.side // 2)] = False
+    parts = [x[:, around][:, None] for x in (made, free)]
+    scores = [("outpainting: ground kept", *((ground(x) == ground(s.pictures)).mean()
+                                             for x in parts))]
+    seen = shown_colour(s.pictures)
+    return scores + [("outpainting: colour kept",
+                      *((shown_colour(x) == seen).mean() for x in parts))]
+
+
+def larger(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]]:
+    """Twice the trained grid, and one by four: class and coherence of each method, beside those at
+    the trained size."""
+    h, w = s.model.config.grid
+    usual = s.batches("draw", lambda r, seeds: expand(
+        s.model, s.tokenizer, s.labels[r], seeds, (h, w), **s.settings))
+    base, rows = list(shapes_scores(usual, s.labels, judge).values()), []
+    for name, size in (("2x2", (2 * h, 2 * w)), ("1x4", (h, 4 * w))):
+        for method in METHODS:
+            made = s.batches(f"{name} {method}", lambda r, seeds: expand(
+                s.model, s.tokenizer, s.labels[r], seeds, size, positions=method, **s.settings))
+            s.keep(f"{name} {method}", made[:5] if name == "2x2" else made[:2])
+            scores = shapes_scores(made, s.labels, judge).values()
+            rows += [(f"{name}, {method}: {what}", *pair)
+                     for what, pair in zip(("class accuracy", "coherence"), zip(scores, base))]
+    return rows
+
+
+def outline_iou(images: Tensor, others: Tensor, threshold: float = 0.2) -> float:
+    """Mean intersection over union of where two sets of pictures have edges."""
+    a, b = (edges(x).flatten(1) > threshold for x in (images, others))
+    return float(((a & b).sum(1) / (a | b).sum(1).clamp(min=1)).mean())
+
+
+def control(s: Scorer) -> list[tuple[str, float, float]]:
+    """Drawn by the outlines of held-out pictures: do edges fall where they were given? Beside: the
+    same model with the class alone."""
+    given = edges(s.images)
+
+    def by(told: bool):
+        return s.batches("control", lambda r, seeds: s.tokenizer.decode(decode(
+            s.model, s.labels[r], seeds, control=given[r] if told else None,
+            **s.settings).view(len(seeds), *s.model.config.grid)))
+
+    made, free = by(True), by(False)
+    s.keep("outline of", s.pictures)
+    s.keep("drawn by it", made)
+    s.keep("by class alone", free)
+    return [("control: IoU of the outline", *(outline_iou(to_device(x, s.device), s.images)
+                                              for x in (made, free))),
+            ("control: colour coherence", *(colour_coherence(x).mean() for x in (made, free)))]
+
+
+
+def main() -> int:
+    parser = Parser("python -m arpg_mini.edit_scores", description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="a run of shapes")
+    parser.add_argument("--control", action="store_true", help="score a run of --control edges")
+    parser.add_argument("--count", type=int, default=500, help="pictures to edit (default 500)")
+    parser.add_argument("--steps", type=int, default=16, help="for a whole picture (default 16)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="constant (default 2)")
+    parser.add_argument("--out", type=Path, help="a picture of examples")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    options = parser.parse_args()
+
+    def work() -> None:
+        if options.count < 10:
+            raise UserError(f"--count {options.count}: must be 10 or more")
+        s = Scorer(options.run, options.count, options.steps, options.guidance,
+                   torch.device(pick_device(options.device)))
+        n = s.model.config.grid[0] * s.model.config.grid[1]
+        if not 1 <= options.steps <= n:
+            raise UserError(f"--steps {options.steps}: must be 1 to {n}")
+        if options.control and s.model.control is None:
+            raise UserError(f"{options.run}: was not trained with --control edges")
+        if options.control:
+            rows = control(s)
+        else:
+            judge = shapes_classifier()
+            rows = [*inpainting(s), *class_editing(s, judge), *outpainting(s), *larger(s, judge)]
+        print(f"{'':58}{'edited':>9}{'beside':>9}")
+        for name, score, beside in rows:
+            print(f"{name:58}{score:>9.3f}{beside:>9.3f}")
+        if options.out:
+            sheets = [grid(images, len(images), 2) for _, images in s.examples]
+            save_png(options.out, captioned(sheets, [name for name, _ in s.examples], 110))
+    return exit_code(parser.prog, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
