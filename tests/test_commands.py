@@ -272,3 +272,24 @@ def test_mistakes_in_editing_end_in_one_line(arguments, says, finished, mistake,
     before = set(os.listdir(tmp_path))
     assert says in mistake(sample_mini, finished[0], *arguments)
     assert set(os.listdir(tmp_path)) == before
+
+
+def test_a_control_is_trained_onto_a_finished_run_and_followed(finished, mistake, tmp_path):
+    """--init takes the averaged weights; the adapter begins by saying nothing, so the first
+    validation is that of the run it started from; then it is trained, saved, resumed, drawn by."""
+    out, _ = finished
+    Image.new("RGB", (30, 20)).save(tmp_path / "p.png")
+    arguments = ["--data", out, "--tokenizer", out / "tokenizer.pt", "--init", out / "best.pt",
+                 "--control", "edges", "--batch-size", 8]
+    run("train_mini.py", *arguments, "--steps", 2, "--lr", 1e-9, "--out", tmp_path / "x")
+    losses = [float((folder / "log.csv").read_text().splitlines()[row].split(",")[3])
+              for folder, row in ((out, -1), (tmp_path / "x", 1))]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert weights(tmp_path / "x")["config"]["control_stride"] == 4
+    run("train_mini.py", "--resume", "--out", tmp_path / "x")
+    run("sample_mini.py", tmp_path / "x", "--control", "p.png", "--count", 3, "--expand", 2,
+        cwd=tmp_path)
+    assert (tmp_path / "samples.png").exists()
+    assert "--init" in mistake(train_mini, *arguments[:-4], "--preset", "fashion-mnist", "--init",
+                               tmp_path / "x" / "tokenizer.pt")
+    assert "--control depth: must be edges" in mistake(train_mini, "--control", "depth")
