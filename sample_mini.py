@@ -33,6 +33,7 @@ def parse(arguments: list[str] | None = None):
     edit = parser.add_argument_group("editing a picture, of any size: --count results")
     edit.add_argument("--inpaint", type=Path, help="picture to fill where --mask or --box says")
     edit.add_argument("--edit", type=Path, help="picture to turn into --classes there")
+    edit.add_argument("--was", help="with --edit: the class it shows now, to lead away from")
     edit.add_argument("--outpaint", type=Path, help="picture to put into a larger --grid")
     edit.add_argument("--mask", type=Path, help="picture of the same size, light where to fill")
     edit.add_argument("--box", help="x0,y0,x1,y1: the rectangle of pixels to fill")
@@ -118,6 +119,8 @@ def check(options) -> None:
         raise UserError("--edit: needs --classes, what to turn it into")
     if (jobs == ["outpaint"]) > bool(options.grid) or (options.expand and options.grid):
         raise UserError("--grid: --outpaint needs it; --expand goes without")
+    if options.was and jobs != ["edit"]:
+        raise UserError("--was: goes with --edit")
     if options.at and jobs != ["outpaint"]:
         raise UserError("--at: goes with --outpaint")
     outputs = [f.resolve() for f in (options.out, options.gif, options.npz) if f]

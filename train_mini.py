@@ -10,6 +10,7 @@
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import replace
@@ -64,6 +65,8 @@ def parse(arguments: list[str] | None = None):
     fit.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     fit.add_argument("--precision", choices=("float32", "bfloat16"),
                      help="of matrix products (default: bfloat16 on cuda, float32 on cpu)")
+    fit.add_argument("--deterministic", action="store_true", help="only kernels that sum in one "
+                     "order, so that a resumed run is the same to the bit on CUDA too; slower")
     watch = parser.add_argument_group("saving and watching")
     watch.add_argument("--save-every", type=int, help="steps between checkpoints, validation and "
                        "sheets of samples (default: a tenth of all, at most 2000)")
@@ -108,6 +111,8 @@ def train(run: dict, options, device) -> int | None:
     from arpg_mini.model import ARPG
     out, first = options.out, distributed.rank() == 0
     stop = training.Stop(distributed.STOPPING)
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True)
     runs.prepare(run, options, stop, device)
     ids, held_out, tokenizer, model_config = open_run(run, options, device)
     config = TrainConfig(**run["train"])
@@ -116,13 +121,12 @@ def train(run: dict, options, device) -> int | None:
 
     torch.manual_seed(run["seed"])
     model = ARPG(model_config).to(device)
-    if run["init"]:
-        runs.start_from(model, run)
     average = training.average_of(model)
     for block in [*model.content, *model.query]:
         block.recompute = options.recompute
         if options.compile:
             block.compile()
+    options.shard = options.shard and distributed.world() > 1
     call = distributed.wrap(model, device, options.shard, half)
     if options.shard:
         distributed.wrap(average, device, shard=True)
@@ -140,7 +144,7 @@ def train(run: dict, options, device) -> int | None:
     bar = tqdm(steps, "arpg", config.steps, initial=start, unit="step", disable=not first)
     recent, hopeless, since = [], 0, time.perf_counter()
     for step, result in enumerate(bar, start + 1):
-        last, stopping = step == config.steps, distributed.any_process(bool(stop.signal), device)
+        last, stopping = step == config.steps, distributed.any_process(bool(stop.signal))
         recent.append(torch.stack([result["loss"], result["norm"]]))
         due_save, seen = step % save_every == 0 or last, {}
         due_row = step % every == 0 or due_save
@@ -168,8 +172,9 @@ def train(run: dict, options, device) -> int | None:
         if stopping and not last:
             distributed.barrier()              # nobody leaves before the first has saved
             return runs.leave(out, f"step {step}", stop)
+    whole = saver.whole_average()
     if first:
-        finish(run, options, saver.whole, tokenizer, held_out)
+        finish(run, options, whole, tokenizer, held_out)
     distributed.barrier()
 
 
@@ -196,6 +201,8 @@ def main() -> int:
         if options.plan:
             from arpg_mini import plan
             return print(plan.describe(run, options))
+        if options.deterministic:               # read when CUDA starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard: needs that package; pip install tensorboard")
         from arpg_mini import distributed

@@ -75,9 +75,9 @@ def read(path: Path, **how):
                         f"({reason[:100]})") from None
 
 
-def load(path: Path, kind: str) -> dict:
+def load(path: Path, kind: str, **how) -> dict:
     """Read what `save` wrote. UserError names a file that is not that."""
-    content = read(path)
+    content = read(path, **how)
     if (not isinstance(content, dict) or content.get("format") != FORMAT
             or content.get("kind") != kind):
         raise UserError(f"{path}: is no {kind} of this program")
@@ -99,19 +99,28 @@ def save_run(out: Path, keep: int, is_best: bool, former: int | None, **content)
 
 def newest(out: Path) -> tuple[dict | None, list[str]]:
     """The newest checkpoint of a run that can be read, and why newer ones can't; None if there is
-    none at all. UserError if there are some and none can be read."""
-    wrong, found = [], []
+    none at all. UserError if there are some and none can be read.
+
+    Damaged ones are put aside under another name, so that no save takes them for what they were,
+    and the one found becomes `model.pt`.
+    """
+    wrong, found, damaged = [], [], []
     for path in [out / "model.pt", *sorted(out.glob("model-*.pt"), reverse=True), out / "best.pt"]:
         if path.exists() and not found:
             try:
                 if zipfile.is_zipfile(path) and (torn := zipfile.ZipFile(path).testzip()):
                     raise UserError(f"{path}: not a readable checkpoint (the checksum of {torn} in "
                                     "it is wrong)")
-                found.append(load(path, "model"))
+                found = [load(path, "model"), path]
             except UserError as error:
                 wrong.append(str(error))
+                damaged.append(path)
     if wrong and not found:
         raise UserError(f"{wrong[0]}; nor can another checkpoint in {out} be read")
+    for path in damaged:
+        os.replace(path, path.with_suffix(".damaged"))
+    if found and found[1] != out / "model.pt":
+        also_as(found[1], out / "model.pt")
     return (found[0] if found else None), wrong
 
 

@@ -221,6 +221,8 @@ def describe_run(options: argparse.Namespace) -> dict:
     name = options.preset or (data if data in ("shapes", "fashion-mnist") else "folder")
     options.out = options.out or Path("runs") / name
     stored = options.out / "config.json"
+    if options.resume and not (stored.exists() or not (options.preset or options.data)):
+        options.resume = False              # a job that is sent again may come too early to resume
     if options.resume:
         try:
             run = {"control": None, "init": None, **json.loads(stored.read_text())}
@@ -228,7 +230,7 @@ def describe_run(options: argparse.Namespace) -> dict:
             raise UserError(f"--resume: {stored}: no run to go on with ({error})") from None
         if not run.keys() >= asdict(known["shapes"]).keys():
             raise UserError(f"--resume: {stored}: not the description of a run")
-    elif stored.exists() and not options.plan:
+    elif stored.exists() and not options.plan and "WORLD_SIZE" not in os.environ:
         raise UserError(f"--out {options.out}: already holds a run; add --resume to go on with it, "
                         "or name another folder")
     else:
@@ -267,7 +269,10 @@ def describe_run(options: argparse.Namespace) -> dict:
                         f"--gpus {processes}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is no folder")
-    for flag in ("save_every", "keep", "micro_batch"):
+    for flag in ("device_tflops", "utilisation"):
+        if not 0 < getattr(options, flag) < math.inf:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: must be above 0")
+    for flag in ("save_every", "keep", "micro_batch", "gpus"):
         if (value := getattr(options, flag)) is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
     return run

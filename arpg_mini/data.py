@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -232,13 +233,12 @@ def fit_picture(image: Image.Image, side: int) -> np.ndarray:
 class FileSource(Pictures):
     """Items in files below `root`, read when asked; what can't be read is named in `bad`."""
 
-    def __init__(self, files: Sequence[str], root: Path, labels: Sequence[int],
+    def __init__(self, files: "Listing", root: Path, labels: Sequence[int],
                  classes: Sequence[str], kind: str):
-        self.files, self.root = list(files), root
+        self.files, self.root = [f.path for f in files], root
         digest = hashlib.sha256(kind.encode())
-        for file, label in zip(files, labels):
-            stat = (root / file).stat()
-            digest.update(os.fsencode(f"\n{file} {label} {stat.st_size} {stat.st_mtime_ns}"))
+        for f, label in zip(files, labels):
+            digest.update(os.fsencode(f"\n{f.path} {label} {f.size} {f.changed}"))
         super().__init__(np.empty(0), np.array(labels, np.int64), classes, digest.hexdigest())
 
     def name(self, index: int) -> str:
@@ -265,17 +265,52 @@ class FileSource(Pictures):
 class FolderPictures(FileSource):
     """Pictures in `root/CLASS/…`."""
 
-    def __init__(self, files: list[tuple[str, int]], root: Path, classes: Sequence[str], side: int):
+    def __init__(self, files: "Listing", root: Path, classes: Sequence[str], side: int):
         self.side = side
-        super().__init__([f for f, _ in files], root, [label for _, label in files], classes,
-                         f"folder 1 {side}")
+        super().__init__(files, root, [f.label for f in files], classes, f"folder 1 {side}")
 
     def read(self, path: Path, side: int) -> np.ndarray:
         with Image.open(path) as image:
             return fit_picture(image, side or self.side)
 
 
-Listing = list[tuple[str, int]]                 # files below a folder, with their classes
+class Listed(NamedTuple):
+    """A file below a folder."""
+
+    path: str                                   # from the folder
+    label: int                                  # of the class folder it is in
+    size: int                                   # bytes
+    changed: int                                # when, in nanoseconds
+
+
+Listing = list[Listed]
+
+
+def list_files(folder: Path, classes: list[str], suffixes: set[str]) -> Listing:
+    """All files with one of the suffixes in a folder's class folders, at any depth, class by class
+    and by name; sixteen classes at a time, each entry looked at once, since there may be millions
+    on a slow disk. UserError names a folder that may not be read."""
+    def walk(place: str) -> list[os.DirEntry]:
+        with os.scandir(place) as entries:
+            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        return [f for e in found for f in (walk(e.path) if e.is_dir() else [e])]
+
+    def of_class(label: int) -> Listing:
+        place = folder / classes[label]
+        if not place.is_dir():
+            return []
+        found = [(e, e.stat()) for e in walk(str(place))
+                 if os.path.splitext(e.name)[1].lower() in suffixes and e.is_file()]
+        return [Listed(os.path.relpath(e.path, folder), label, s.st_size, s.st_mtime_ns)
+                for e, s in found]
+
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            bar = tqdm(pool.map(of_class, range(len(classes))), f"list {folder.name}",
+                       len(classes), disable=len(classes) < 100, leave=False)
+            return [f for files in bar for f in files]
+    except OSError as error:
+        raise UserError(f"--data {folder}: can't be read ({error})") from None
 
 
 def class_folders(root: Path, suffixes: set[str]) -> tuple[list[str], list[tuple[Path, Listing]]]:
@@ -291,22 +326,16 @@ def class_folders(root: Path, suffixes: set[str]) -> tuple[list[str], list[tuple
     val = base.parent / "val"
     classes = sorted(d.name for d in base.iterdir() if d.is_dir() and not d.name.startswith("."))
 
-    def listing(folder: Path) -> Listing:
-        named = tqdm(classes, f"list {folder.name}", disable=len(classes) < 100, leave=False)
-        return [(str(f.relative_to(folder)), label) for label, name in enumerate(named)
-                for f in sorted((folder / name).rglob("*"))
-                if f.suffix.lower() in suffixes and f.name[0] != "." and f.is_file()]
-
-    files = listing(base)
+    files = list_files(base, classes, suffixes)
     if len(files) < 2:
         raise UserError(f"--data {root}: has {len(files)} pictures in class folders "
                         f"({', '.join(sorted(s[1:] for s in suffixes))}); at least 2 are needed")
-    held_out = listing(val) if base.name == "train" and val.is_dir() else []
+    held_out = list_files(val, classes, suffixes) if base.name == "train" and val.is_dir() else []
     if held_out:
         return classes, [(base, files), (val, held_out)]
     if base != root:
         raise UserError(f"--data {root}: val has no pictures in folders named as train's")
-    marks = [int(hashlib.sha256(os.fsencode(f)).hexdigest()[:8], 16) for f, _ in files]
+    marks = [int(hashlib.sha256(os.fsencode(f.path)).hexdigest()[:8], 16) for f in files]
     share = 20 if len(files) < 200_000 else 200
     out = {i for i, mark in enumerate(marks) if mark % share == 0} or {int(np.argmin(marks))}
     if len(out) == len(files):

@@ -145,6 +145,7 @@ class Settings:
     within_step: str = "block"       # tokens of one step, when encoded, see each other; or "causal"
     positions: str = "extrapolate"   # on another grid: see `attention.rotary_table`
     control: Tensor | None = None    # (1 or B, 1, height, width) condition maps: see `control.py`
+    against: Tensor | None = None    # (B,) classes that guidance leads away from, in place of none
 
     def __post_init__(self):
         for name, allowed in (("schedule", SCHEDULES), ("guidance_schedule", GUIDANCE_SCHEDULES),
@@ -189,9 +190,13 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     grid = tuple(settings.grid or model.config.grid)
     labels = torch.as_tensor(labels, device=device)
     n, batch = grid[0] * grid[1], len(labels)
-    if len(seeds) != batch:
-        raise ValueError(f"{len(seeds)} seeds for {batch} labels: one seed a sample")
-    if ((labels < 0) | (labels > model.null_label)).any():
+    against = torch.full_like(labels, model.null_label)
+    if settings.against is not None:
+        against = torch.as_tensor(settings.against, device=device)
+    if not len(seeds) == len(against) == batch:
+        raise ValueError(f"{len(seeds)} seeds and {len(against)} classes to lead away from for "
+                         f"{batch} labels: one a sample")
+    if any(((x < 0) | (x > model.null_label)).any() for x in (labels, against)):
         raise ValueError(f"labels {labels.tolist()}: must be 0 to {model.null_label}")
     orders = (random_orders(seeds, n) if settings.orders is None
               else torch.as_tensor(settings.orders).cpu().long())
@@ -214,7 +219,7 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
         raise ValueError(f"steps {list(sizes)}: sizes must be 1 or more and sum to the {unknown} "
                          "unknown positions")
     if settings.guidance != 1:
-        labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
+        labels = torch.cat([labels, against])
     return Plan(ids.to(device), labels, is_known.nonzero()[:, 0].to(device), orders.to(device),
                 position_noise(seeds, n).to(device), sizes, model.rotary(grid, settings.positions),
                 make_hints(model, settings.control, batch, grid))

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ from .config import UserError, complain
 from .model import ARPG
 
 T = TypeVar("T")
+waiting = None                                 # the group that CPUs agree in
 
 
 # Ctrl-C, a scheduler's end, and the warning before it (SLURM's --signal=USR1@120).
@@ -76,31 +78,41 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
         while not processes.join():
             pass
     except mp.ProcessExitedException as error:
-        raise SystemExit(error.exit_code) from None
+        if error.exit_code < 0:
+            print(f"process {error.error_index} was ended by signal {-error.exit_code}"
+                  + " (9: likely out of memory)" * (error.exit_code == -9), file=sys.stderr)
+        raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+                         ) from None
 
 
 def _spawned(rank: int, main, device: str, *arguments) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    _member(rank, main, device, *arguments)
+
+
+def _member(local_rank: int, main, device: str, *arguments) -> None:
+    place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    # An hour: process 0 may have to write a large checkpoint while others wait for its gradient.
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
+    # It may train a tokenizer or put ids together for longer; and CPUs can agree without GPUs.
+    global waiting
+    waiting = dist.new_group(backend="gloo", timeout=timedelta(days=2))
     try:
-        code = _member(rank, main, device, *arguments) or 0
+        code = main(*arguments, place) or 0
     except UserError as error:
         code = complain(Path(sys.argv[0]).name, error)
     except SystemExit as end:
         code = end.code
-    sys.exit(code)
-
-
-def _member(local_rank: int, main, device: str, *arguments) -> int | None:
-    place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
-    if device == "cuda":
-        torch.cuda.set_device(place)
-    # Process 0 may train a tokenizer or write files for hours while the others wait.
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
-    try:
-        return main(*arguments, place)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if code:            # at once: winding down would wait for processes that wait for this one
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -113,7 +125,7 @@ def world() -> int:
 
 def barrier() -> None:
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(waiting)
 
 
 def from_first(work: Callable[[], T]) -> T:
@@ -127,7 +139,7 @@ def from_first(work: Callable[[], T]) -> T:
             box[0] = work()
         except UserError as error:
             box[1] = complain(Path(sys.argv[0]).name, error)
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=waiting)
     if box[1]:
         raise SystemExit(box[1])
     return box[0]
@@ -140,9 +152,12 @@ def wrap(model: ARPG, device: torch.device, shard: bool = False, half: bool = Fa
     over the processes, a block at a time put together when it is needed (FSDP2), in place; `half`
     then computes in bfloat16 (there is no autocast, which would keep whole copies of the weights).
     """
-    if not shard:
-        return (nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-                if world() > 1 else model)
+    if not shard or world() == 1:
+        # Buckets that are never rebuilt: DDP otherwise regroups the gradients after the first step
+        # of a process, and so sums them in another order after a resume.
+        return (nn.parallel.DistributedDataParallel(
+            model, gradient_as_bucket_view=True, find_unused_parameters=True)
+            if world() > 1 else model)
     how = {"mesh": init_device_mesh(device.type, (world(),)),
            "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None,
                                              reduce_dtype=torch.float32)}
@@ -157,19 +172,25 @@ def whole_state(model: ARPG, average: ARPG, optimizer: torch.optim.Optimizer) ->
     To be called by all processes; sharded, only the first gets it, the others empty ones.
     """
     how = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {"model": get_model_state_dict(model, options=how),
-            "ema": get_model_state_dict(average, options=how),
+    return {"model": whole_weights(model), "ema": whole_weights(average),
             "optimizer": get_optimizer_state_dict(model, optimizer, options=how)}
 
 
+def whole_weights(model: ARPG) -> dict:
+    """The weights alone, likewise."""
+    how = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=how)
+
+
 def load_state(saved: dict | None, model: ARPG, average: ARPG,
-               optimizer: torch.optim.Optimizer) -> None:
-    """Hand the first process's `saved` to all; the others' is None."""
-    how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=world() > 1)
+               optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Hand the first process's `saved` to all; the others' is None. Weights that it lacks stay."""
+    how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=world() > 1, strict=False)
     saved = saved or {"model": {}, "ema": {}, "optimizer": {}}
     set_model_state_dict(model, saved["model"], options=how)
     set_model_state_dict(average, saved["ema"], options=how)
-    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=how)
+    if optimizer:
+        set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=how)
 
 
 def mean(value: Tensor) -> Tensor:
@@ -181,11 +202,13 @@ def mean(value: Tensor) -> Tensor:
     return value
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in any process: all get the same answer."""
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any process: all get the same answer, and no GPU is waited for."""
     if world() == 1:
         return flag
-    return bool(mean(torch.tensor(float(flag), device=device)) > 0)
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, group=waiting)
+    return bool(flags)
 
 
 def gather(part) -> list:

@@ -22,7 +22,14 @@ from .config import UserError
 from .control import edges
 from .data import plain_picture
 from .decoding import Settings
-from .editing import complete_steps, composite, known_ids, place, plan_windows
+from .editing import (
+    complete_steps,
+    composite,
+    known_ids,
+    place,
+    plan_windows,
+    to_pixels,
+)
 from .model import ARPG
 from .tokenizer import VQTokenizer
 from .training import to_device
@@ -55,6 +62,10 @@ class Drawer:
     tokenizer: VQTokenizer
     names: list[str]                            # of the classes
     settings: dict                              # for `editing.complete_steps`
+
+    def pixels(self, ids: Tensor) -> Tensor:
+        """(B, h, w) ids -> (B, 3, height, width)."""
+        return to_pixels(self.tokenizer, ids, self.model.config.grid)
 
     @property
     def stride(self) -> int:
@@ -118,7 +129,7 @@ def check_grid(flag: str, grid: tuple[int, int], drawer: Drawer) -> None:
 def draw(options, device: torch.device) -> None:
     """Draw all images, in every process: each its part of every batch; process 0 writes."""
     drawer = load(options, device)
-    tokenizer, classes = drawer.tokenizer, pick_classes(options.classes, drawer.names)
+    classes = pick_classes(options.classes, drawer.names)
     grid = options.grid or tuple((options.expand or 1) * g for g in drawer.model.config.grid)
     check_grid("--grid" if options.grid else f"--expand {options.expand}", grid, drawer)
     side = tuple(g * drawer.stride for g in grid)
@@ -142,9 +153,9 @@ def draw(options, device: torch.device) -> None:
                                   [options.seed + i for i in rows], **drawer.settings):
             bar.update()
             if frames is not None:
-                shown = images.to_uint8(tokenizer.decode(ids.clamp(min=0)))
+                shown = images.to_uint8(drawer.pixels(ids.clamp(min=0)))
                 frames.append(images.cover_unknown(shown, (ids >= 0).cpu().numpy()))
-        return images.to_uint8(tokenizer.decode(ids))
+        return images.to_uint8(drawer.pixels(ids))
 
     def batches():
         for start in starts:
@@ -258,14 +269,17 @@ def edit(options, device: torch.device) -> None:
     """Edit one picture: --count results, a strip of before and after, and an animation."""
     drawer = load(options, device)
     task, n = make_task(options, drawer, device), options.count
-    tokenizer, unsaid = drawer.tokenizer, [drawer.model.null_label]
+    unsaid = [drawer.model.null_label]
     classes = pick_classes(options.classes, drawer.names) if options.classes else unsaid
     if classes == unsaid:
         drawer.settings["guidance"] = 1         # towards no class there is nothing to guide
-    frames, labels = [], [classes[i % len(classes)] for i in range(n)]
+    if options.was:
+        was = pick_classes(options.was, drawer.names)
+        drawer.settings["against"] = [was[i % len(was)] for i in range(n)]
+    labels = [classes[i % len(classes)] for i in range(n)]
 
     def shown(ids: Tensor) -> np.ndarray:
-        made = images.to_uint8(tokenizer.decode(ids.clamp(min=0)))
+        made = images.to_uint8(drawer.pixels(ids.clamp(min=0)))
         made = to_device(images.cover_unknown(made, (ids >= 0).cpu().numpy()), device)
         return images.to_uint8(composite(task.fitted, made, task.fitted_mask))
 
@@ -275,8 +289,9 @@ def edit(options, device: torch.device) -> None:
                     "edit", drawer.steps(task.known), unit="step"):
         if options.gif:
             frames.append(shown(ids))
-    made = F.interpolate(tokenizer.decode(ids), task.whole.shape[2:], mode="bicubic") \
-        if task.whole.shape != task.fitted.shape else tokenizer.decode(ids)
+    made = drawer.pixels(ids)
+    if task.whole.shape != task.fitted.shape:
+        made = F.interpolate(made, task.whole.shape[2:], mode="bicubic")
     results = images.to_uint8(composite(task.whole, made.clamp(-1, 1), task.mask, options.feather))
     for i, result in enumerate(results, 1):
         out = options.out if n == 1 else options.out.with_stem(f"{options.out.stem}-{i}")

@@ -86,23 +86,26 @@ def inpainting(s: Scorer) -> list[tuple[str, float, float]]:
 
 
 def class_editing(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]]:
-    """All but the left third becomes the next class: does the judge read it there, as often as in
-    pictures drawn as that class? And does the colour stay?"""
-    third, mask = s.side // 3, torch.ones(1, s.side, s.side, dtype=torch.bool, device=s.device)
-    mask[:, :, :third] = False
-    labels = (s.labels + 1) % len(SHAPES)
-    made = s.batches("edit", lambda r, seeds: edit_class(
-        s.model, s.tokenizer, s.images[r], mask, labels[r], seeds, **s.settings))
+    """All but a strip on the left becomes the next class: does the judge read it there, as often as
+    in pictures drawn as that class? And does the colour stay? A wider strip shows more of the old
+    class, which the tokens that stay then ask for."""
+    labels, rows = (s.labels + 1) % len(SHAPES), []
     drawn = s.batches("draw", lambda r, seeds: expand(
         s.model, s.tokenizer, labels[r], seeds, s.model.config.grid, **s.settings))
+    away = s.settings | dict(guidance=1.5 * s.settings["guidance"], guidance_schedule="linear")
     s.keep("before", s.pictures)
-    s.keep("next class", made)
-    parts = [x[:, :, third:] for x in (made, drawn)]
-    seen = shown_colour(s.pictures[:, :, :third])
-    kept = [(dominant_colour(x) == seen)[seen >= 0].mean() for x in parts]
-    return [("class editing: new class read, beside generation",
-             *((judge.predict(x) == labels).mean() for x in parts)),
-            ("class editing: colour kept", *kept)]
+    for name, kept in (("a sixth", s.side // 6), ("a third", s.side // 3)):
+        mask = torch.ones(1, s.side, s.side, dtype=torch.bool, device=s.device)
+        mask[:, :, :kept] = False
+        made = s.batches(f"edit, {name}", lambda r, seeds: edit_class(
+            s.model, s.tokenizer, s.images[r], mask, labels[r], seeds, old=s.labels[r], **away))
+        s.keep(f"{name} kept", made)
+        parts, seen = [x[:, :, kept:] for x in (made, drawn)], shown_colour(s.pictures[:, :, :kept])
+        rows += [(f"class editing, {name} kept: new class read",
+                  *((judge.predict(x) == labels).mean() for x in parts)),
+                 (f"class editing, {name} kept: its colour kept",
+                  *((dominant_colour(x) == seen)[seen >= 0].mean() for x in parts))]
+    return rows
 
 
 def ground(images: np.ndarray) -> np.ndarray:

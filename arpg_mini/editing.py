@@ -18,17 +18,22 @@ from .model import ARPG
 from .tokenizer import VQTokenizer
 
 
+def window_places(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Top left corners of windows that cover a grid, half a window apart, the last at its end."""
+    rows, columns = (sorted({*range(0, n - few, max(1, few // 2)), n - few})
+                     for n, few in zip(grid, size))
+    return [(r, c) for r in rows for c in columns]
+
+
 def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int) -> list[tuple]:
     """Where windows of `size` go, one after the other, until nothing of a grid is unknown.
 
     known: (h, w) bool. The next window is the one with the most known tokens, so each sees as much
-    as it can of what it must agree with; windows lie half their size apart.
+    as it can of what it must agree with.
     Returns (row, column, steps) of each: `steps` are for a window of which nothing is known.
     """
     known, (a, b), plan = known.copy(), size, []
-    places = [(r, c) for r in sorted({*range(0, known.shape[0] - a, max(1, a // 2)),
-                                      known.shape[0] - a})
-              for c in sorted({*range(0, known.shape[1] - b, max(1, b // 2)), known.shape[1] - b})]
+    places = window_places(known.shape, size)
     while not known.all():
         seen = {(r, c): int(known[r:r + a, c:c + b].sum()) for r, c in places}
         r, c = max((p for p in places if seen[p] < a * b), key=lambda p: (seen[p], -p[0], -p[1]))
@@ -40,7 +45,8 @@ def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int) -> list[t
 
 def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], steps: int = 64,
                    positions: str = "windows", order: str = "random",
-                   control: Tensor | None = None, **settings) -> Iterator[Tensor]:
+                   control: Tensor | None = None, against=None,
+                   **settings) -> Iterator[Tensor]:
     """Fill the unknown tokens of grids of any size; yields the (B, h, w) ids after every step.
 
     known: (B, h, w) ids, -1 where unknown; masks may differ. labels, seeds: B of each.
@@ -48,12 +54,13 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
     positions: "windows" of the trained size slide over a larger grid, each given what is there
     already, so no query ever sees a distance that training did not have; or one of
     `decoding.POSITIONS`, all at once. order: "random", or see `decoding.named_order`.
-    control, settings: as in `decoding.Settings`. A sample depends on its own row alone.
+    The others are as in `decoding.Settings`. A sample depends on its own row alone.
     """
     canvas, (height, width) = known.clone(), known.shape[1:]
     size = tuple(min(n, t) for n, t in zip((height, width), model.config.grid))
     size, how = (size, "extrapolate") if positions == "windows" else ((height, width), positions)
     labels = torch.as_tensor(labels, device=canvas.device)
+    against = None if against is None else torch.as_tensor(against, device=canvas.device)
     alike: dict[bytes, list[int]] = {}
     for row, mask in enumerate((canvas >= 0).cpu().numpy()):
         alike.setdefault(mask.tobytes(), []).append(row)
@@ -65,7 +72,8 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
                 model, labels[rows], [window_seed(seeds[row], number) for row in rows], steps=few,
                 known=canvas[window].flatten(1), grid=size, positions=how,
                 orders=None if order == "random" else named_order(order, size),
-                control=cut_control(model, control, rows, r, c, size), **settings)
+                control=cut_control(model, control, rows, r, c, size),
+                against=None if against is None else against[rows], **settings)
             for ids in part:
                 canvas[window] = ids.view(len(rows), *size)
                 yield canvas
@@ -93,6 +101,27 @@ def complete(model: ARPG, known: Tensor, labels, seeds: Sequence[int], **setting
     for ids in complete_steps(model, known, labels, seeds, **settings):
         pass
     return ids
+
+
+def to_pixels(tokenizer: VQTokenizer, ids: Tensor, trained: tuple[int, int]) -> Tensor:
+    """(B, h, w) ids of any grid -> (B, 3, height, width).
+
+    A decoder that attends over its whole picture changes its colours on larger ones than it learned
+    on. So these come from windows of the `trained` size, each fading out towards its sides.
+    """
+    (h, w), s = ids.shape[1:], tokenizer.config.stride
+    size = a, b = min(h, trained[0]), min(w, trained[1])
+    if size == (h, w):
+        return tokenizer.decode(ids)
+    fade = [torch.arange(1, n * s + 1).minimum(torch.arange(n * s, 0, -1)) for n in size]
+    weight = (fade[0][:, None] * fade[1]).to(ids.device, torch.float32)        # (a·stride, …)
+    total = torch.zeros(len(ids), 3, h * s, w * s, device=ids.device)
+    weights = torch.zeros_like(total[:1])
+    for r, c in window_places((h, w), size):
+        here = np.s_[..., r * s:(r + a) * s, c * s:(c + b) * s]
+        total[here] += weight * tokenizer.decode(ids[:, r:r + a, c:c + b])
+        weights[here] += weight
+    return total / weights
 
 
 def token_mask(mask: Tensor, stride: int) -> Tensor:
@@ -138,14 +167,15 @@ def inpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, l
     images = images.expand(len(seeds), -1, -1, -1)
     mask = mask.expand(len(seeds), -1, -1)
     ids = complete(model, known_ids(tokenizer, images, mask), labels, seeds, **settings)
-    return composite(images, tokenizer.decode(ids), mask, feather)
+    return composite(images, to_pixels(tokenizer, ids, model.config.grid), mask, feather)
 
 
 def edit_class(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, labels,
-               seeds: Sequence[int], **settings) -> Tensor:
+               seeds: Sequence[int], old=None, **settings) -> Tensor:
     """Keep the surroundings, and let what the mask covers become another class: inpainting with
-    the new label, which the queries read beside the tokens that stay."""
-    return inpaint(model, tokenizer, images, mask, labels, seeds, **settings)
+    the new label, which the queries read beside the tokens that stay. Those may still show the
+    `old` class; if it is told, guidance leads away from it, not from no class."""
+    return inpaint(model, tokenizer, images, mask, labels, seeds, against=old, **settings)
 
 
 def outpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
@@ -154,8 +184,8 @@ def outpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, grid: tuple[in
     """Put pictures into a larger grid, with their top left token at row, column `at`, and draw what
     is around. ValueError if they do not fit. Returns (B, 3, h·stride, w·stride)."""
     known, canvas, mask = place(tokenizer, images.expand(len(seeds), -1, -1, -1), grid, at)
-    made = tokenizer.decode(complete(model, known, labels, seeds, **settings))
-    return composite(canvas, made, mask, feather)
+    ids = complete(model, known, labels, seeds, **settings)
+    return composite(canvas, to_pixels(tokenizer, ids, model.config.grid), mask, feather)
 
 
 def place(tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
@@ -182,4 +212,5 @@ def expand(model: ARPG, tokenizer: VQTokenizer, labels, seeds: Sequence[int],
     picture, `outpaint` it.)"""
     device = model.embedding.weight.device
     nothing = torch.full((len(seeds), *grid), -1, device=device)
-    return tokenizer.decode(complete(model, nothing, labels, seeds, **settings))
+    ids = complete(model, nothing, labels, seeds, **settings)
+    return to_pixels(tokenizer, ids, model.config.grid)

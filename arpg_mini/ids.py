@@ -9,7 +9,6 @@ vouches for it: what it was made of, the checksums, and what had to be left out.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 
 from .checkpoint import write_whole
 from .config import UserError
-from .data import FileSource, Pictures, class_folders
+from .data import FileSource, Listing, Pictures, class_folders
 
 PART = 256                                      # pictures to a part
 MARGIN = 1.1                                    # shorter side of a ten-crop's picture, in sides
@@ -54,8 +53,8 @@ class IdFiles(FileSource):
     All must have the views and tokens of the first that can be read.
     """
 
-    def __init__(self, files: Sequence[str], root: Path, labels: Sequence[int],
-                 classes: Sequence[str], vocab: int):
+    def __init__(self, files: Listing, root: Path, labels: Sequence[int], classes: Sequence[str],
+                 vocab: int):
         super().__init__(files, root, labels, classes, f"ids 1 {vocab}")
         self.vocab, self.sizes = vocab, None
         for i in range(min(64, len(files))):
@@ -86,10 +85,9 @@ def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
     """
     if (root / "codes").is_dir() and (root / "labels").is_dir():
         _, parts = class_folders(root, {".npy"})
-        listed = [[f for f, _ in files if f.startswith("codes/")] for _, files in parts]
-        folders = [folder for folder, _ in parts]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            labels = [list(pool.map(lambda f: read_label(root / "labels" / f[6:]), files))
+        listed = [[f for f in files if f.path.startswith("codes")] for _, files in parts]
+        with ThreadPoolExecutor(16) as pool:
+            labels = [list(pool.map(lambda f: read_label(root / "labels" / f.path[6:]), files))
                       for files in listed]
         if not all(listed):
             raise UserError(f"--data {root}: codes has too few .npy files to hold some out")
@@ -99,13 +97,13 @@ def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
         if wrong := [name for name in names if not name.isdecimal()]:
             raise UserError(f"--data {root}: folders of ids are named by class number, not "
                             f"{wrong[0]!r}")
-        listed = [[f for f, _ in files] for _, files in parts]
-        folders = [folder for folder, _ in parts]
-        labels = [[int(names[label]) for _, label in files] for _, files in parts]
+        listed = [files for _, files in parts]
+        labels = [[int(names[f.label]) for f in files] for files in listed]
     else:
         return None
     classes = [str(i) for i in range(1 + max(map(max, labels)))]
-    return [IdFiles(*part, classes, vocab) for part in zip(listed, folders, labels)]
+    return [IdFiles(files, folder, numbers, classes, vocab)
+            for files, (folder, _), numbers in zip(listed, parts, labels)]
 
 
 def read_label(path: Path) -> int:

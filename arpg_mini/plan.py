@@ -82,6 +82,7 @@ def memory(c: ModelConfig, t: TrainConfig, tokens: int, images: int, processes: 
     return {"weights": 4 * count // spread, "gradients": 4 * count // spread,
             "optimizer": 8 * count // spread, "running average": 4 * count // spread,
             "weights to compute with": copies,
+            "averaged weights, whole, in the first": 4 * count if shard else 0,
             "activations": kept_bytes(c, tokens, images, half, recompute),
             "logits": 3 * 4 * rows * c.vocab_size + 4 * c.vocab_size * c.dim}
 

@@ -5,6 +5,7 @@ and every step of the preparation looks first at what is already there. So start
 a kill and resuming on another number of processes are the same code.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -25,7 +26,13 @@ from .ids import MARGIN, IdFiles, Ids, crops, encode_parts, id_files, put_togeth
 from .model import ARPG
 from .tokenizer import VQTokenizer
 
+try:
+    import fcntl
+except ImportError:                             # not on Windows
+    fcntl = None
+
 PARTS = "train", "val"
+held: list = []                                 # open files whose locks this process holds
 
 
 def load_pictures(run: dict) -> list[data.Pictures]:
@@ -61,24 +68,28 @@ def side_of(tokens: int, run: dict) -> int:
     return side
 
 
-def start_from(model: ARPG, run: dict) -> None:
-    """Give a new model the averaged weights of the run file named by --init; a control that they
-    lack stays new. UserError if the sizes differ otherwise."""
-    file = Path(run["init"])
-    given, _ = checkpoint.load_model(file)
-    wanted, theirs = (asdict(m.config) | dict(control_stride=0, dropout=0, class_dropout=0)
-                      for m in (model, given))
+def starting_weights(file: Path, config: ModelConfig) -> dict:
+    """The averaged weights of the run file named by --init, in place of both kinds. UserError if
+    its sizes are not those of `config`, but for a control that it lacks."""
+    given, saved = checkpoint.load_model(file)
+    wanted, theirs = (asdict(c) | dict(control_stride=0, dropout=0, class_dropout=0)
+                      for c in (config, given.config))
     if wrong := [name for name in wanted if wanted[name] != theirs[name]]:
         raise UserError(f"--init {file}: its {wrong[0]} is {theirs[wrong[0]]}, this run's "
                         f"{wanted[wrong[0]]}")
-    model.load_state_dict(given.state_dict(), strict=False)
+    return {"model": saved["ema"], "ema": saved["ema"]}
 
 
 def control_of(run: dict, tokenizer: VQTokenizer, grid: tuple[int, int]):
     """The function from tokens (b, N) to the condition maps a run trains with, or None."""
-    if not run.get("control"):
+    if not run["control"]:
         return None
-    return lambda tokens: edges(tokenizer.decode(tokens.view(-1, *grid)))
+    few = max(1, 2**21 // (grid[0] * grid[1] * tokenizer.config.stride**2))
+
+    def maps(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat([edges(tokenizer.decode(part.view(-1, *grid)))
+                          for part in tokens.split(few)])
+    return maps
 
 
 def named_tokenizer(run: dict, out: Path) -> VQTokenizer | None:
@@ -133,7 +144,11 @@ def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
     Returns what is still to be encoded, or None if the run's ids are all there.
     """
     out, folder = options.out, Path(run["data"])
-    checkpoint.sweep(out)
+    if (out / "config.json").exists() and not options.resume:
+        raise UserError(f"--out {out}: already holds a run; add --resume to go on with it")
+    lock(out)
+    for place in (out, *(out / "ids" / f"{part}.parts" for part in PARTS)):
+        checkpoint.sweep(place)
     tokenizer = named_tokenizer(run, out)
     ready = folder / "ids" if (folder / "ids" / "train.json").exists() else folder
     if (ready / "train.json").exists():
@@ -162,6 +177,7 @@ def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(run, indent=1).encode()
         checkpoint.write_whole(out / "config.json", lambda file: file.write(text))
+        lock(out)
     if tokenizer and not (out / "tokenizer.pt").exists():
         checkpoint.save_tokenizer(out / "tokenizer.pt", tokenizer)
     if tokenizer is None and source:
@@ -171,6 +187,17 @@ def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
         for file in [f for part in PARTS for f in ready.glob(f"{part}.*") if f.is_file()]:
             checkpoint.also_as(file, out / "ids" / file.name)
     return source
+
+
+def lock(out: Path) -> None:
+    """Hold the run folder until this process ends. UserError if another process does."""
+    if fcntl is None or not (out / "config.json").exists():
+        return
+    try:
+        held.append(open(out / "config.json"))
+        fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--out {out}: another process is at work there") from None
 
 
 def finished(out: Path, tokenizer: VQTokenizer | None) -> dict | None:
@@ -206,8 +233,6 @@ def prepare(run: dict, options, stop, device) -> None:
         elif views == "ten-crop":
             side = math.ceil(MARGIN * run["side"])
         stem, first = out / "ids" / part, distributed.rank() == 0
-        if first:
-            checkpoint.sweep(stem.with_suffix(".parts"))
         load = partial(source.load, side=side)
         with tqdm(total=1.0, desc=f"encode {part}", disable=not first, bar_format="{l_bar}{bar}| "
                   "{elapsed}<{remaining}") as bar:
@@ -266,26 +291,46 @@ class Saver:
         self.model, self.average, self.optimizer = model, average, optimizer
         self.newest: int | None = None           # step of model.pt
         self.best = math.inf                     # validation loss of best.pt
-        self.whole = average                     # in the first process, at the last look
 
     def load(self) -> int:
-        """In every process: the newest readable checkpoint, if any. Returns its step, or 0."""
-        saved, config = None, asdict(self.model.config)
+        """In every process: the newest readable checkpoint, if any, else the weights of --init, if
+        given. Returns the step to start after, or 0."""
+        saved, config = None, self.model.config
 
-        def find() -> tuple[int, float]:
+        def find() -> int:
             nonlocal saved
             saved, wrong = checkpoint.newest(self.out)
             for why in wrong:
                 print(f"skipped: {why}", file=sys.stderr)
-            if saved and asdict(ModelConfig(**saved["config"])) != config:
+            if saved and asdict(ModelConfig(**saved["config"])) != asdict(config):
                 raise UserError(f"{self.out / 'model.pt'}: is not of the sizes in config.json")
-            return (saved["step"], saved["best"]) if saved else (0, math.inf)
+            with contextlib.suppress(UserError):
+                self.best = checkpoint.load(self.out / "best.pt", "model", mmap=True)["best"]
+            if saved and saved["best"] < self.best:      # killed before it had its second name
+                self.best = saved["best"]
+                checkpoint.also_as(self.out / "model.pt", self.out / "best.pt")
+            if saved is None and self.run["init"]:
+                saved = {"step": 0, **starting_weights(Path(self.run["init"]), config)}
+            return saved["step"] if saved else 0
 
-        start, self.best = distributed.from_first(find)
-        if start:
-            distributed.load_state(saved, self.model, self.average, self.optimizer)
-            self.newest = start
+        start = distributed.from_first(find)
+        if start or self.run["init"]:
+            distributed.load_state(saved, self.model, self.average,
+                                   self.optimizer if start else None)
+        self.newest = start or None
         return start
+
+    def whole_average(self, state: dict | None = None) -> ARPG | None:
+        """The averaged model in one piece, in the first process. To be called by all, or, where its
+        `state` is at hand, by the first."""
+        if not self.shard:
+            return self.average
+        state = state or distributed.whole_weights(self.average)
+        if distributed.rank():
+            return None
+        whole = ARPG(self.model.config).to(self.device).eval()
+        whole.load_state_dict(state)
+        return whole
 
     def save(self, step: int, must: bool, look: bool) -> dict[str, float]:
         """In every process: write a checkpoint, with `look` validate and draw before.
@@ -298,25 +343,24 @@ class Saver:
         state = distributed.whole_state(self.model, self.average, self.optimizer)
         if not first:
             return seen
-        if self.shard:
-            self.whole = ARPG(self.model.config).to(self.device).eval()
-            self.whole.load_state_dict(state["ema"])
         try:
             if look:
+                whole = self.whole_average(state["ema"])
                 control = control_of(self.run, self.tokenizer, self.model.config.grid)
-                seen["val_loss"] = training.validation_loss(self.whole, self.held_out,
+                seen["val_loss"] = training.validation_loss(whole, self.held_out,
                                                             self.run["seed"], control=control)
-                better, self.best = seen["val_loss"] < self.best, min(seen["val_loss"], self.best)
+                better = seen["val_loss"] < self.best
                 n = self.held_out.ids.shape[2]
                 (self.out / "samples").mkdir(exist_ok=True)
                 images.save_png(self.out / "samples" / f"step-{step:08d}.png",
-                                sheet(self.run, self.whole, self.tokenizer, self.held_out,
+                                sheet(self.run, whole, self.tokenizer, self.held_out,
                                       max(1, n // 4)))
-            checkpoint.save_run(self.out, self.keep, better, self.newest, step=step,
-                                best=self.best, config=asdict(self.model.config),
+            best = seen["val_loss"] if better else self.best
+            checkpoint.save_run(self.out, self.keep, better, self.newest, step=step, best=best,
+                                config=asdict(self.model.config),
                                 classes=self.run["classes"], guidance=self.run["guidance"],
                                 guidance_schedule=self.run["guidance_schedule"], **state)
-            self.newest = step
+            self.newest, self.best = step, best
         except (UserError, OSError) as error:    # a full disk may have room again next time
             if must:
                 raise

@@ -160,7 +160,7 @@ def draw_batch(ids: Ids, config: TrainConfig, null_label: int, class_dropout: fl
     rows = slice(rank * batch // world, (rank + 1) * batch // world)
     picked = visits(seed, DATA, step, batch, len(ids))[rows]
     view = generator(seed, VIEWS, step).integers(views, size=batch)[rows]
-    orders = generator(seed, ORDERS, step).random((batch, n)).argsort(axis=1)[rows]
+    orders = generator(seed, ORDERS, step).random((batch, n))[rows].argsort(axis=1)
     dropped = generator(seed, DROPS, step).random(batch)[rows] < class_dropout
     labels = np.where(dropped, null_label, ids.labels[picked])
     return (torch.from_numpy(ids.ids[picked, view].astype(np.int64)), torch.from_numpy(labels),

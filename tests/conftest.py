@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+import sample_mini
 from tests.helpers import TINY, run
 
 settings.register_profile("thorough", max_examples=500)
@@ -57,4 +58,14 @@ def mistake(tmp_path, monkeypatch, capsys):
         said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
         assert code == 2 and len(said) == 1, said
         return said[0]
+    return call
+
+
+@pytest.fixture
+def sample(tmp_path, monkeypatch):
+    """Call `sample_mini.py` as from `tmp_path`, in this process; it must succeed."""
+    def call(*arguments) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["sample_mini.py", *map(str, arguments)])
+        assert sample_mini.main() == 0
     return call

@@ -48,7 +48,7 @@ def run(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("flags, rows", [(["--control"], 2), ([], 5 + 2 * 4 * 2)])
+@pytest.mark.parametrize("flags, rows", [(["--control"], 2), ([], 7 + 2 * 4 * 2)])
 def test_every_score_is_printed_beside_its_baseline(flags, rows, run, monkeypatch, capsys):
     if not flags:
         monkeypatch.setattr(edit_scores, "shapes_classifier",

@@ -205,3 +205,41 @@ def test_a_class_matters_to_what_is_drawn(model, tokenizer):
     a, b = (editing.edit_class(model, tokenizer, images, mask, [c], [8], **SETTINGS)
             for c in (0, 1))
     assert not torch.equal(a, b)
+
+
+def test_guidance_leads_away_from_the_class_it_is_told(model, tokenizer):
+    """`against` stands in the unconditional half: told "none" it is plain guidance, told the class
+    itself it is no guidance; and each row has its own."""
+    labels, seeds, none = [0, 1], [3, 4], [model.null_label] * 2
+    plain = decode(model, labels, seeds, **SETTINGS)
+    assert torch.equal(decode(model, labels, seeds, against=none, **SETTINGS), plain)
+    alone = decode(model, labels, seeds, steps=4, guidance=1)
+    assert torch.equal(decode(model, labels, seeds, against=labels, **SETTINGS), alone)
+    mixed = decode(model, labels, seeds, against=[0, model.null_label], **SETTINGS)
+    assert torch.equal(mixed, torch.stack([alone[0], plain[1]])) and not torch.equal(mixed, plain)
+    known = torch.full((2, 9, 9), -1)
+    swapped = editing.complete(model, known, [1, 0], [4, 3], against=[2, 0], **SETTINGS)
+    both = editing.complete(model, known, labels, seeds, against=[0, 2], **SETTINGS)
+    assert torch.equal(swapped.flip(0), both)
+    with pytest.raises(ValueError, match="1 classes to lead away from"):
+        decode(model, labels, seeds, against=[0], **SETTINGS)
+    with pytest.raises(ValueError, match="labels"):
+        decode(model, labels, seeds, against=[0, 9], **SETTINGS)
+
+
+def test_larger_grids_are_seen_through_windows_of_the_trained_size(tokenizer):
+    """The trained size is one window; a corner is seen by one; where windows overlap, they are
+    averaged with weights that sum to one."""
+    ids = torch.randint(V, (2, *TRAINED))
+    assert torch.equal(editing.to_pixels(tokenizer, ids, TRAINED), tokenizer.decode(ids))
+    ids = torch.randint(V, (2, 6, 9))
+    with patch.object(tokenizer, "decode", side_effect=tokenizer.decode) as decoded:
+        whole = editing.to_pixels(tokenizer, ids, TRAINED)
+    assert {call.args[0].shape[1:] for call in decoded.call_args_list} == {TRAINED}
+    assert whole.shape == (2, 3, 24, 36)
+    corner = tokenizer.decode(ids[:, :3, :5])
+    torch.testing.assert_close(whole[:, :, :4, :8], corner[:, :, :4, :8])      # seen by it alone
+    with patch.object(tokenizer, "decode", side_effect=lambda part: torch.full(
+            (len(part), 3, 12, 20), 0.25)):
+        flat = editing.to_pixels(tokenizer, ids, TRAINED)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.25))

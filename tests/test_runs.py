@@ -110,14 +110,33 @@ def test_a_checkpoint_of_one_process_goes_on_in_several(how, half_way, finished)
     assert a["step"] == b["step"] == 6 and same_weights(a, b, exactly=not how)
 
 
+def test_three_processes_go_on_to_the_bit(finished, tmp_path):
+    """Three, since the sum of two does not depend on their order: broken if a wrapper sums its
+    first step's gradients otherwise than later ones."""
+    out = tmp_path / "x"
+    train(out, "--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size",
+          9, "--steps", 6, "--save-every", 3, "--gpus", 3)
+    whole = weights(out)
+    for name in ("model.pt", "best.pt"):
+        (out / name).unlink()
+    assert weights(out, "model-00000003.pt")["step"] == 3
+    train(out, "--resume", "--gpus", 3)
+    assert same_weights(whole, weights(out))
+
+
+@pytest.mark.slow
 def test_a_sharded_checkpoint_goes_on_in_one_process(finished, pictures, tmp_path):
+    """And the finished run, started again as it was, has nothing to do but to draw its sheet."""
     arguments = ["--data", pictures, "--side", 16, *TINY, "--tokenizer",
                  finished[0] / "tokenizer.pt"]
     train(tmp_path / "x", *arguments, "--gpus", 2, "--shard")
     whole = weights(tmp_path / "x")
+    (tmp_path / "x" / "samples.png").unlink()
+    done = train(tmp_path / "x", "--resume", "--gpus", 2, "--shard")
+    assert "validation loss" in done.stdout and (tmp_path / "x" / "samples.png").exists()
     for name in ("model.pt", "best.pt"):
         (tmp_path / "x" / name).unlink()
-    train(tmp_path / "x", "--resume")
+    train(tmp_path / "x", "--resume", "--shard")        # in one process, that is as without
     assert same_weights(whole, weights(tmp_path / "x"), exactly=False)
 
 
@@ -129,6 +148,8 @@ def test_resuming_takes_the_newest_that_can_be_read_and_says_what_it_skipped(dam
     done = train(half_way, "--resume")
     assert re.search(r"skipped: \S*/half/model.pt: not a readable checkpoint", done.stderr)
     assert same_weights(weights(finished[0]), weights(half_way))
+    assert (half_way / "model.damaged").exists()     # and not under a checkpoint's name
+    assert weights(half_way, "model-00000005.pt")["step"] == 5
 
 
 def test_no_readable_checkpoint_is_a_mistake_and_no_new_start(half_way, mistake):
@@ -220,6 +241,29 @@ def test_ids_of_another_run_are_taken_as_they_are(finished, mistake, tmp_path):
     assert "train.npy: not as it was written" in mistake(
         train_mini, "--data", tmp_path / "ids", *tokenizer)
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_process_at_a_time_is_at_work_in_a_folder(half_way, mistake):
+    """A job that is sent again while its first life still saves."""
+    import fcntl
+    before = (half_way / "model-00000005.pt").read_bytes()
+    with open(half_way / "config.json") as config:
+        fcntl.flock(config, fcntl.LOCK_EX)
+        said = mistake(train_mini, "--out", half_way, "--resume")
+    assert f"--out {half_way}: another process is at work there" in said
+    assert (half_way / "model-00000005.pt").read_bytes() == before
+
+
+def test_a_job_that_is_sent_again_needs_no_other_command(finished, mistake, tmp_path):
+    """--resume with what to train on begins where nothing is, and goes on where something is; by
+    itself it wants a run."""
+    data = ["--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size", 8,
+            "--steps", 2, "--resume"]
+    train(tmp_path / "x", *data)
+    first = weights(tmp_path / "x")
+    train(tmp_path / "x", *data)
+    assert same_weights(first, weights(tmp_path / "x"))
+    assert "no run to go on with" in mistake(train_mini, "--resume", "--out", tmp_path / "y")
 
 
 def test_damaged_ids_of_a_run_are_made_anew(finished, half_way):
@@ -347,7 +391,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(finished, tmp_path
     assert "going on, the newest checkpoint is of step 4" in errors[0], done.stderr
     assert re.search(r"error: \S*model.pt: can't be written", errors[-1])
     assert "Traceback" not in done.stderr and not list(again.glob("*.part"))
-    assert [p.name for p in again.glob("*.pt")].count("model.pt") == 0
+    assert weights(again)["step"] == 4
     assert (again / "model-00000004.pt").read_bytes() == before
     train(again, "--resume")
     assert same_weights(whole, weights(again))
