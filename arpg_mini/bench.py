@@ -110,11 +110,13 @@ def bench_train(options) -> list[dict]:
     preset, device = presets()[options.preset], torch.device(pick_device(options.device))
     half = (options.precision or {"cuda": "bfloat16"}.get(device.type)) == "bfloat16"
     preset.train.batch_size = options.batch_size
+    preset.train.loss_rows = options.loss_rows or preset.train.loss_rows
     tokens, rows = preset.model.grid[0] * preset.model.grid[1], []
+    variants = options.variants.split(",")
+    if wrong := set(variants) - set(VARIANTS):
+        raise UserError(f"--variants {wrong.pop()}: must be of {', '.join(VARIANTS)}")
     rate = matrix_rate(device, torch.bfloat16 if half else torch.float32)
-    for variant in options.variants.split(","):
-        if variant not in VARIANTS:
-            raise UserError(f"--variants {variant}: must be of {', '.join(VARIANTS)}")
+    for variant in variants:
         seconds, _ = in_a_process(train_steps, preset, variant, device, half, options.repeats)
         # Once more for memory: glibc keeps freed pieces, unless all large ones are mapped, which
         # costs time.
@@ -148,6 +150,8 @@ def main() -> int:
     parser.add_argument("what", choices=("train",))
     parser.add_argument("--preset", default="shapes", choices=tuple(presets()))
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (default 8)")
+    parser.add_argument("--loss-rows", type=int, help="rows of logits held at once in all but "
+                        "whole-logits (default: the preset's)")
     parser.add_argument("--variants", default="chunked,whole-logits,recompute",
                         help="of " + ", ".join(VARIANTS) + " (default: the first three)")
     parser.add_argument("--repeats", type=int, default=3, help="steps to time (default 3)")
@@ -158,8 +162,8 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        for flag in ("batch_size", "repeats"):
-            if getattr(options, flag) < 1:
+        for flag in ("batch_size", "repeats", "loss_rows"):
+            if getattr(options, flag) is not None and getattr(options, flag) < 1:
                 raise UserError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: must be 1 "
                                 "or more")
         rows = bench_train(options)

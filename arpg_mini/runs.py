@@ -8,6 +8,7 @@ a kill and resuming on another number of processes are the same code.
 import contextlib
 import json
 import math
+import signal
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -135,7 +136,7 @@ def leave(out: Path, after: str, stop) -> int:
     if distributed.rank() == 0:
         print(f"stopped by a signal after {after}, saved; go on with: "
               f"python train_mini.py --resume --out {out}", file=sys.stderr)
-    return 128 + stop.signal
+    return 128 + (stop.signal or signal.SIGTERM)    # another process may have got the signal
 
 
 def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
@@ -198,6 +199,8 @@ def lock(out: Path) -> None:
         fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"--out {out}: another process is at work there") from None
+    except OSError:
+        pass                                    # a disk that knows no locks
 
 
 def finished(out: Path, tokenizer: VQTokenizer | None) -> dict | None:
