@@ -23,8 +23,8 @@ def parse(arguments: list[str] | None = None):
     what.add_argument("--classes", help="numbers or names, with commas (default: all, in turn)")
     what.add_argument("--released", type=Path, help="the authors' ARPG weights, in place of a run")
     what.add_argument("--tokenizer", type=Path, help="the tokenizer that goes with --released")
-    what.add_argument("--count", type=int, help="images in all (default 40, or one of each of "
-                      "--classes with --released)")
+    what.add_argument("--count", type=int, help="images in all (default 40; one of each of "
+                      "--classes with --released and when editing, where else it is 1)")
     what.add_argument("--seed", type=int, default=0, help="image i is made from seed + i")
     what.add_argument("--grid", help="HxW tokens, in place of the trained grid")
     what.add_argument("--expand", type=int, help="so many times the trained grid, both ways")
@@ -95,11 +95,10 @@ def check(options) -> None:
         raise UserError("give a run folder or --released FILE, one of the two")
     if (options.released is None) != (options.tokenizer is None):
         raise UserError("--released FILE and --tokenizer FILE go together")
-    if options.count is None and (options.inpaint or options.edit or options.outpaint):
-        options.count = 1
     if options.count is None:
-        one_each = options.released and options.classes
-        options.count = options.classes.count(",") + 1 if one_each else 40
+        jobs = options.inpaint or options.edit or options.outpaint
+        one_each = options.classes and (options.released or jobs)
+        options.count = options.classes.count(",") + 1 if one_each else 1 if jobs else 40
     for flag, value in (("--count", options.count), ("--columns", options.columns),
                         ("--batch-size", options.batch_size), ("--gpus", options.gpus),
                         ("--expand", options.expand)):
@@ -123,15 +122,20 @@ def check(options) -> None:
         raise UserError("--was: goes with --edit")
     if options.at and jobs != ["outpaint"]:
         raise UserError("--at: goes with --outpaint")
-    outputs = [f.resolve() for f in (options.out, options.gif, options.npz) if f]
+    if jobs:
+        names = [f"-{i}" for i in range(1, options.count + 1)] if options.count > 1 else [""]
+        options.results = [options.out.with_stem(options.out.stem + name)
+                           for name in (*names, "-strip")]
+    outputs = [f.resolve() for f in (*(options.results if jobs else [options.out]), options.gif,
+                                     options.npz) if f]
     inputs = {f.resolve() for f in (options.released, options.tokenizer, options.inpaint,
                                     options.edit, options.outpaint, options.mask, options.control)
               if f}
     if len(set(outputs) - inputs) < len(outputs):
         raise UserError("--out, --gif, --npz: must be different files, none of them read from")
-    for flag in ("seed", "feather"):
-        if getattr(options, flag) < 0:
-            raise UserError(f"--{flag} {getattr(options, flag)}: must be 0 or more")
+    for flag, most in (("seed", 2**62), ("feather", 10_000)):
+        if not 0 <= getattr(options, flag) <= most:
+            raise UserError(f"--{flag} {getattr(options, flag)}: must be 0 to {most}")
     options.grid = numbers("--grid", options.grid, "HxW", "x", 1)
     options.at = numbers("--at", options.at, "ROW,COL", ",", 0)
     options.box = numbers("--box", options.box, "x0,y0,x1,y1", ",", 0)

@@ -85,7 +85,7 @@ def parse(arguments: list[str] | None = None):
 
 def open_run(run: dict, options, device):
     """The prepared run folder: held-out and training ids, and the (new) model's configuration."""
-    from arpg_mini import checkpoint, runs
+    from arpg_mini import checkpoint
     from arpg_mini.ids import Ids
     out = options.out
     try:
@@ -93,13 +93,10 @@ def open_run(run: dict, options, device):
     except (OSError, ValueError) as error:
         raise UserError(f"{out / 'ids'}: not to be read from this machine ({error}); all need to "
                         "see the run folder") from None
-    run["classes"] = json.loads((out / "config.json").read_text())["classes"]
+    stored = json.loads((out / "config.json").read_text())
+    run["classes"] = stored["classes"]
     tokenizer, _ = checkpoint.load_tokenizer(out / "tokenizer.pt")
-    side = runs.side_of(ids.ids.shape[2], run)
-    config = ModelConfig(**{**run["model"], "num_classes": len(run["classes"]),
-                            "grid": (side, side), "vocab_size": tokenizer.config.codebook_size,
-                            "control_stride": tokenizer.config.stride if run["control"] else 0})
-    return ids, held_out, tokenizer.to(device), config
+    return ids, held_out, tokenizer.to(device), ModelConfig(**stored["model"])
 
 
 def train(run: dict, options, device) -> int | None:

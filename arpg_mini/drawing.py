@@ -20,7 +20,6 @@ from tqdm import tqdm
 from . import checkpoint, distributed, images, pretrained
 from .config import UserError
 from .control import edges
-from .data import plain_picture
 from .decoding import Settings
 from .editing import (
     complete_steps,
@@ -30,6 +29,7 @@ from .editing import (
     plan_windows,
     to_pixels,
 )
+from .folders import plain_picture
 from .model import ARPG
 from .tokenizer import VQTokenizer
 from .training import to_device
@@ -45,7 +45,7 @@ def pick_classes(text: str | None, names: list[str]) -> list[int]:
     for word in text.split(","):
         if word.strip() in names:
             picked.append(names.index(word.strip()))
-        elif word.strip().isdecimal() and int(word) < len(names):
+        elif word.strip().isdecimal() and len(word) < 9 and int(word) < len(names):
             picked.append(int(word))
         else:
             known = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
@@ -75,8 +75,9 @@ class Drawer:
         """How many steps (1, h, w) ids, -1 where unknown, take."""
         size = tuple(min(n, t) for n, t in zip(known.shape[1:], self.model.config.grid))
         size = size if self.settings["positions"] == "windows" else tuple(known.shape[1:])
+        usual = self.model.config.grid[0] * self.model.config.grid[1]
         return sum(few for *_, few in plan_windows((known[0] >= 0).cpu().numpy(), size,
-                                                   self.settings["steps"]))
+                                                   self.settings["steps"], usual))
 
 
 def load(options, device: torch.device) -> Drawer:
@@ -137,8 +138,10 @@ def draw(options, device: torch.device) -> None:
         if drawer.model.control is None:
             raise UserError(f"--control {options.control}: needs a run trained with --control "
                             "edges")
-        fitted = open_picture("--control", options.control).resize(side[::-1])
-        drawer.settings["control"] = edges(to_device(np.array(fitted)[None], device))
+        picture = open_picture("--control", options.control)
+        maps = edges(to_device(np.array(picture.resize(side[::-1]))[None], device))
+        grown = max(1, min(side) / min(picture.size))   # scaled up, an edge is as much flatter
+        drawer.settings["control"] = (maps * grown).clamp(max=1)
     few = min(100, max(1, 2**20 // (side[0] * side[1])))   # as many as fit in memory at once
     at_a_time = options.batch_size or few
     starts, rank, world = (range(0, options.count, at_a_time), distributed.rank(),
@@ -166,7 +169,7 @@ def draw(options, device: torch.device) -> None:
             if rank == 0:
                 yield np.concatenate([p for p in parts if p is not None])
 
-    zoom = max(1, 64 // side[0])
+    zoom, options.columns = max(1, 64 // max(side)), min(options.columns, options.count)
     kept, done = [], batches()
     if options.out:
         kept = list(done)
@@ -185,16 +188,25 @@ def draw(options, device: torch.device) -> None:
     if options.gif and rank == 0:
         frames: list = [np.full((min(options.count, few), *shape[1:]), 128, np.uint8)]
         pictures(range(len(frames[0])), frames)
-        images.save_gif(options.gif, [images.grid(f, options.columns, zoom) for f in frames])
-        print(options.gif)
+        save_animation(options, frames, zoom)
     bar.close()
 
 
-def open_picture(flag: str, path: Path) -> Image.Image:
+def save_animation(options, frames: list[np.ndarray], zoom: int) -> None:
+    """--gif of grids of pictures, a frame each."""
+    sheets = [images.grid(f, options.columns, zoom) for f in frames]
+    if max(sheets[0].size) > 65535:
+        raise UserError(f"--gif {options.gif}: would be {sheets[0].width}x{sheets[0].height} "
+                        "pixels; the format holds 65535 a side; use other --columns or --count")
+    images.save_gif(options.gif, sheets)
+    print(options.gif)
+
+
+def open_picture(flag: str, path: Path, ground: str = "white") -> Image.Image:
     """A picture file as RGB. UserError names one that can't be read."""
     try:
         with Image.open(path) as image:
-            return plain_picture(image)
+            return plain_picture(image, ground)
     except Exception as error:                  # a codec may raise anything
         raise UserError(f"{flag} {path}: no readable picture ({type(error).__name__}: {error})"
                         ) from None
@@ -203,7 +215,7 @@ def open_picture(flag: str, path: Path) -> Image.Image:
 def read_mask(options, size: tuple[int, int]) -> np.ndarray:
     """--mask or --box -> (height, width) bool, True where to fill. size: (width, height)."""
     if options.mask:
-        mask = open_picture("--mask", options.mask).convert("L")
+        mask = open_picture("--mask", options.mask, ground="black").convert("L")
         if mask.size != size:
             raise UserError(f"--mask {options.mask}: is {mask.width}x{mask.height}, the picture "
                             f"{size[0]}x{size[1]}")
@@ -240,10 +252,14 @@ def make_task(options, drawer: Drawer, device: torch.device) -> Task:
     scale = trained * s / min(picture.size)
     width, height = (max(trained, round(n * scale / s)) * s for n in picture.size)
     check_grid(f"--{flag} {path}", (height // s, width // s), drawer)
-    small = picture.resize((width, height), Image.Resampling.LANCZOS)
+    pixels, hidden = np.array(picture), None
+    if flag != "outpaint":                      # what is to go must not reach what scaling mixes
+        hidden = read_mask(options, picture.size)
+        pixels[hidden] = pixels[~hidden].mean(axis=0) if not hidden.all() else 128
+    small = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
     fitted, whole = (to_device(np.array(p)[None], device) for p in (small, picture))
     if flag != "outpaint":
-        mask = torch.from_numpy(read_mask(options, picture.size))[None].to(device)
+        mask = torch.from_numpy(hidden)[None].to(device)
         # A pixel of the fitted picture is to be drawn if any that it stands for is.
         reduced = F.adaptive_max_pool2d(mask[None].float(), (height, width))[0] > 0
         return Task(known_ids(drawer.tokenizer, fitted, reduced), fitted, reduced, whole, mask)
@@ -272,6 +288,8 @@ def edit(options, device: torch.device) -> None:
     unsaid = [drawer.model.null_label]
     classes = pick_classes(options.classes, drawer.names) if options.classes else unsaid
     if classes == unsaid:
+        if options.guidance not in (None, 1):
+            raise UserError(f"--guidance {options.guidance}: needs --classes to guide towards")
         drawer.settings["guidance"] = 1         # towards no class there is nothing to guide
     if options.was:
         was = pick_classes(options.was, drawer.names)
@@ -289,21 +307,19 @@ def edit(options, device: torch.device) -> None:
                     "edit", drawer.steps(task.known), unit="step"):
         if options.gif:
             frames.append(shown(ids))
-    made = drawer.pixels(ids)
-    if task.whole.shape != task.fitted.shape:
-        made = F.interpolate(made, task.whole.shape[2:], mode="bicubic")
-    results = images.to_uint8(composite(task.whole, made.clamp(-1, 1), task.mask, options.feather))
-    for i, result in enumerate(results, 1):
-        out = options.out if n == 1 else options.out.with_stem(f"{options.out.stem}-{i}")
-        images.save_png(out, Image.fromarray(result))
+    strip = [images.to_uint8(task.whole.masked_fill(task.mask[:, None], 0))]
+    *outs, strip_out = options.results
+    for i, out in enumerate(outs):              # one at a time: a photo has many pixels
+        made = drawer.pixels(ids[i:i + 1])
+        if task.whole.shape != task.fitted.shape:
+            made = F.interpolate(made, task.whole.shape[2:], mode="bicubic", antialias=True)
+        strip.append(images.to_uint8(composite(task.whole, made.clamp(-1, 1), task.mask,
+                                               options.feather)))
+        images.save_png(out, Image.fromarray(strip[-1][0]))
         print(out)
-    grey = task.whole.masked_fill(task.mask[:, None], 0)
-    strip = np.concatenate([images.to_uint8(grey), results])
-    out = options.out.with_stem(f"{options.out.stem}-strip")
-    zoom = max(1, 64 // results.shape[1])
-    images.save_png(out, images.grid(strip, math.ceil(math.sqrt(n + 1)) if n > 8 else n + 1, zoom))
-    print(f"{out}: what is known, then the results")
+    columns = n + 1 if n <= 8 else math.ceil(math.sqrt(n + 1))
+    zoom, options.columns = max(1, 64 // max(task.whole.shape[2:])), min(n, options.columns)
+    images.save_png(strip_out, images.grid(np.concatenate(strip), columns, zoom))
+    print(f"{strip_out}: what is known, then the results")
     if options.gif:
-        images.save_gif(options.gif, [images.grid(f, min(n, options.columns), zoom)
-                                      for f in frames])
-        print(options.gif)
+        save_animation(options, frames, max(1, 64 // max(task.fitted.shape[2:])))

@@ -19,7 +19,7 @@ from . import checkpoint
 from .config import Parser, UserError, exit_code
 from .control import edges
 from .data import COLOURS, SHAPES, shapes
-from .decoding import decode
+from .decoding import Settings, decode
 from .distributed import pick_device
 from .editing import edit_class, expand, inpaint, outpaint
 from .images import captioned, grid, save_png, to_uint8
@@ -196,6 +196,10 @@ def main() -> int:
         n = s.model.config.grid[0] * s.model.config.grid[1]
         if not 1 <= options.steps <= n:
             raise UserError(f"--steps {options.steps}: must be 1 to {n}")
+        try:
+            Settings(guidance=1.5 * options.guidance)
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
         if options.control and s.model.control is None:
             raise UserError(f"{options.run}: was not trained with --control edges")
         if options.control:

@@ -25,12 +25,13 @@ def window_places(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[in
     return [(r, c) for r in rows for c in columns]
 
 
-def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int) -> list[tuple]:
+def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int,
+                 usual: int) -> list[tuple[int, int, int]]:
     """Where windows of `size` go, one after the other, until nothing of a grid is unknown.
 
     known: (h, w) bool. The next window is the one with the most known tokens, so each sees as much
     as it can of what it must agree with.
-    Returns (row, column, steps) of each: `steps` are for a window of which nothing is known.
+    Returns (row, column, steps) of each: `steps` are for `usual` unknown tokens.
     """
     known, (a, b), plan = known.copy(), size, []
     places = window_places(known.shape, size)
@@ -38,7 +39,7 @@ def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int) -> list[t
         seen = {(r, c): int(known[r:r + a, c:c + b].sum()) for r, c in places}
         r, c = max((p for p in places if seen[p] < a * b), key=lambda p: (seen[p], -p[0], -p[1]))
         unknown = a * b - seen[r, c]
-        plan.append((r, c, min(unknown, max(1, round(steps * unknown / (a * b))))))
+        plan.append((r, c, min(unknown, max(1, round(steps * unknown / usual)))))
         known[r:r + a, c:c + b] = True
     return plan
 
@@ -50,13 +51,15 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
     """Fill the unknown tokens of grids of any size; yields the (B, h, w) ids after every step.
 
     known: (B, h, w) ids, -1 where unknown; masks may differ. labels, seeds: B of each.
-    steps: as for a picture of the trained size of which nothing is known; fewer if some is.
+    steps: for a picture of the trained size of which nothing is known; as many more for a larger
+    one, fewer if some is known.
     positions: "windows" of the trained size slide over a larger grid, each given what is there
     already, so no query ever sees a distance that training did not have; or one of
     `decoding.POSITIONS`, all at once. order: "random", or see `decoding.named_order`.
     The others are as in `decoding.Settings`. A sample depends on its own row alone.
     """
     canvas, (height, width) = known.clone(), known.shape[1:]
+    usual = model.config.grid[0] * model.config.grid[1]
     size = tuple(min(n, t) for n, t in zip((height, width), model.config.grid))
     size, how = (size, "extrapolate") if positions == "windows" else ((height, width), positions)
     labels = torch.as_tensor(labels, device=canvas.device)
@@ -66,7 +69,7 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
         alike.setdefault(mask.tobytes(), []).append(row)
     for rows in alike.values():
         mask = (canvas[rows[0]] >= 0).cpu().numpy()
-        for number, (r, c, few) in enumerate(plan_windows(mask, size, steps)):
+        for number, (r, c, few) in enumerate(plan_windows(mask, size, steps, usual)):
             window = np.s_[rows, r:r + size[0], c:c + size[1]]
             part = decode_steps(
                 model, labels[rows], [window_seed(seeds[row], number) for row in rows], steps=few,
@@ -146,13 +149,20 @@ def composite(images: Tensor, made: Tensor, mask: Tensor, feather: int = 0) -> T
     """Known pixels exactly from `images`, the others from `made`.
 
     images, made: (B, 3, height, width). mask: (B, height, width) bool. `feather`: over so many
-    pixels inside the mask the one turns into the other, so that no seam shows.
+    pixels inside the mask the one turns into the other, so that no seam shows. What is blended
+    there is the known colour from next to the mask, not what the mask hides.
     """
-    ramp, inside = mask[:, None].to(images.dtype), mask[:, None].to(images.dtype)
-    for _ in range(feather):                    # wear the mask away, a pixel at a time
-        inside = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1), value=-1.0), 3, stride=1)
-        ramp = ramp + inside
-    return torch.where(mask[:, None], images.lerp(made, ramp / (1 + feather)), images)
+    hidden = mask[:, None]
+    near, seen = images.masked_fill(hidden, 0), (~hidden).to(images.dtype)
+    weight = hidden.to(images.dtype)                                           # of what was made
+    for depth in range(1, feather + 1):         # known colours grow inwards, a pixel at a time
+        around = F.avg_pool2d(seen, 3, stride=1, padding=1)
+        grown = (around > 0) & (seen == 0)
+        if not grown.any():
+            break
+        near = torch.where(grown, F.avg_pool2d(near, 3, stride=1, padding=1) / around, near)
+        seen, weight = seen + grown, torch.where(grown, depth / (1 + feather), weight)
+    return torch.where(hidden, near.lerp(made, weight), images)
 
 
 def inpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, labels,

@@ -18,7 +18,8 @@ import numpy as np
 
 from .checkpoint import write_whole
 from .config import UserError
-from .data import FileSource, Listing, Pictures, class_folders
+from .data import Pictures
+from .folders import FileSource, Listing, class_folders
 
 PART = 256                                      # pictures to a part
 MARGIN = 1.1                                    # shorter side of a ten-crop's picture, in sides

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from . import checkpoint, data, distributed, images, pretrained, training
+from . import checkpoint, data, distributed, folders, images, pretrained, training
 from .config import ModelConfig, TokenizerConfig, TrainConfig, UserError
 from .control import edges
 from .decoding import decode
@@ -46,19 +46,22 @@ def load_pictures(run: dict) -> list[data.Pictures]:
     folder = Path(run["data"])
     if list(folder.glob("train-images-idx3-ubyte*")):
         return [data.fashion_pictures(split, folder) for split in ("train", "t10k")]
-    return data.folder_pictures(folder, run["side"])
+    return folders.folder_pictures(folder, run["side"])
 
 
-def check_sizes(run: dict, pictures: data.Pictures, stride: int) -> None:
-    """UserError unless the pictures can be read and cut into ids of `stride` pixels a side."""
+def check_sizes(run: dict, pictures: data.Pictures, stride: int) -> int:
+    """How many ids a picture gives. UserError unless the pictures can be read and cut into ids of
+    `stride` pixels a side."""
     _, sample = pictures.load(range(min(64, len(pictures))))
     if not len(sample):
         raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
     if sample.shape[1] % stride:
         raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
                         f"{stride}")
-    if run["views"] == "ten-crop" and not isinstance(pictures, data.FolderPictures):
+    if run["views"] == "ten-crop" and not isinstance(pictures, folders.FolderPictures):
         raise UserError("--views ten-crop: needs pictures that come larger, from a folder")
+    side = run["side"] if run["views"] == "ten-crop" else sample.shape[1]
+    return (side // stride)**2
 
 
 def side_of(tokens: int, run: dict) -> int:
@@ -154,26 +157,32 @@ def begin(run: dict, options, stop, device) -> list[data.Pictures] | None:
     ready = folder / "ids" if (folder / "ids" / "train.json").exists() else folder
     if (ready / "train.json").exists():
         source, said = None, [vouched(ready / part) for part in PARTS]
-        mark = said[0]["made_of"]["tokenizer"]
+        mark, tokens = said[0]["made_of"]["tokenizer"], Ids(ready / "train").ids.shape[2]
         if tokenizer is None or mark not in ("", checkpoint.fingerprint(tokenizer)):
             raise UserError(f"--tokenizer {run['tokenizer_file']}: must be the one that the ids in "
                             f"{ready} were encoded with")
         classes = said[0]["classes"]
     elif run.get("classes") and (said := finished(out, tokenizer)):
-        source, classes = None, said["classes"]
+        source, classes, tokens = None, said["classes"], Ids(out / "ids" / "train").ids.shape[2]
     else:
         source = tokenizer and id_files(folder, tokenizer.config.codebook_size)
         if source is None:
             source = load_pictures(run)
             stride = (tokenizer.config if tokenizer else TokenizerConfig(**run["tokenizer"])).stride
-            check_sizes(run, source[0], stride)
+            tokens = check_sizes(run, source[0], stride)
         else:
-            side_of(source[0].sizes[1], run)
+            tokens = source[0].sizes[1]
         classes = source[0].classes
     if run.get("classes", classes) != classes:
         raise UserError(f"--data {run['data']}: its classes are no longer those that the run in "
                         f"{out} was started with")
-    run["classes"], run["model"]["num_classes"] = classes, len(classes)
+    run["classes"], side = classes, side_of(tokens, run)
+    if tokenizer:
+        run["tokenizer"] = asdict(tokenizer.config)
+    of = TokenizerConfig(**run["tokenizer"])
+    run["model"] |= {"num_classes": len(classes), "grid": (side, side),
+                     "vocab_size": of.codebook_size,
+                     "control_stride": of.stride if run["control"] else 0}
     if not (out / "config.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(run, indent=1).encode()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arpg_mini import data
+from arpg_mini import data, folders
 from arpg_mini.config import UserError
 
 
@@ -136,7 +136,7 @@ def odd_folder(root):
 
 
 def test_odd_files_are_handled_or_reported_by_name(tmp_path):
-    train, held_out = data.folder_pictures(odd_folder(tmp_path), 16)
+    train, held_out = folders.folder_pictures(odd_folder(tmp_path), 16)
     assert train.classes == ["a", "b"] and len(held_out) >= 1
     seen = {}
     for pictures in (train, held_out):
@@ -159,15 +159,15 @@ def test_the_centre_crop_keeps_the_centre():
     image = Image.new("RGB", (300, 100), "red")
     image.paste("lime", (100, 0, 200, 100))
     for side in (8, 50, 100, 160):
-        middle = data.fit_picture(image, side)[:, 2:-2].astype(int)
+        middle = folders.fit_picture(image, side)[:, 2:-2].astype(int)
         assert (abs(middle - [0, 255, 0]) < 30).all()
 
 
 def test_holding_out_is_by_name_and_stays_put(tmp_path):
     odd_folder(tmp_path)
-    out = set(data.folder_pictures(tmp_path, 8)[1].files)
+    out = set(folders.folder_pictures(tmp_path, 8)[1].files)
     Image.new("RGB", (9, 9)).save(tmp_path / "a" / "new.png")
-    assert out - set(data.folder_pictures(tmp_path, 8)[1].files) == set()
+    assert out - set(folders.folder_pictures(tmp_path, 8)[1].files) == set()
 
 
 @pytest.mark.parametrize("make, says", [
@@ -178,13 +178,13 @@ def test_folders_that_will_not_do(tmp_path, make, says):
     folder.mkdir()
     make(folder)
     with pytest.raises(UserError, match=f"--data {folder}.*{says}"):
-        data.folder_pictures(folder, 16)
+        folders.folder_pictures(folder, 16)
 
 
 def test_a_changed_file_changes_a_folders_fingerprint(tmp_path):
     odd_folder(tmp_path)
-    before = data.folder_pictures(tmp_path, 8)[0]
-    assert data.folder_pictures(tmp_path, 8)[0].fingerprint == before.fingerprint
-    assert data.folder_pictures(tmp_path, 9)[0].fingerprint != before.fingerprint
+    before = folders.folder_pictures(tmp_path, 8)[0]
+    assert folders.folder_pictures(tmp_path, 8)[0].fingerprint == before.fingerprint
+    assert folders.folder_pictures(tmp_path, 9)[0].fingerprint != before.fingerprint
     os.utime(tmp_path / before.files[0], (1, 1))
-    assert data.folder_pictures(tmp_path, 8)[0].fingerprint != before.fingerprint
+    assert folders.folder_pictures(tmp_path, 8)[0].fingerprint != before.fingerprint

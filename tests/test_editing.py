@@ -83,7 +83,7 @@ def test_windows_cover_what_is_unknown_and_see_what_is_there(known, steps):
     """Each window has the trained size and something to draw; the one after the first always sees
     tokens if there are any next to draw; steps never exceed tokens."""
     size = tuple(min(n, t) for n, t in zip(known.shape, TRAINED))
-    done, plan = known.copy(), editing.plan_windows(known, size, steps)
+    done, plan = known.copy(), editing.plan_windows(known, size, steps, usual=15)
     for number, (r, c, few_steps) in enumerate(plan):
         window = done[r:r + size[0], c:c + size[1]]
         assert window.shape == size and not window.all()
@@ -174,6 +174,16 @@ def test_the_seam_is_a_ramp_inside_the_mask():
     ramp = editing.composite(images, made, mask, feather=2)[0, 0, 0]
     torch.testing.assert_close(ramp, torch.tensor([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1.0]))
     assert editing.composite(images, made, mask)[0, 0, 0].tolist() == [0] * 3 + [1] * 6
+
+
+@few
+@given(mask=masks, feather=st.integers(0, 30))
+def test_a_seam_never_shows_what_the_mask_hides(mask, feather):
+    """Other pixels under the mask, the same result; and colours stay between those that met."""
+    images, others, made = images_of(2), images_of(2, seed=1) * 100, images_of(2, seed=2)
+    swapped = torch.where(mask[:, None], others, images)
+    results = [editing.composite(x, made, mask, feather) for x in (images, swapped)]
+    assert torch.equal(*results) and results[0].abs().max() <= 1 + 1e-6
 
 
 def test_candidates_of_one_picture_are_what_each_would_be_alone(model, tokenizer):
