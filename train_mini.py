@@ -104,7 +104,7 @@ def train(run: dict, options, device) -> int | None:
     import torch
     from tqdm import tqdm
 
-    from arpg_mini import distributed, runs, training
+    from arpg_mini import distributed, runs, saving, training
     from arpg_mini.model import ARPG
     out, first = options.out, distributed.rank() == 0
     stop = training.Stop(distributed.STOPPING)
@@ -128,7 +128,7 @@ def train(run: dict, options, device) -> int | None:
     if options.shard:
         distributed.wrap(average, device, shard=True)
     optimizer = training.make_optimizer(model, config.weight_decay, config.betas)
-    saver = runs.Saver(run, options, device, model, average, optimizer, held_out, tokenizer)
+    saver = saving.Saver(run, options, device, model, average, optimizer, held_out, tokenizer)
     start = saver.load()
     log = training.Log(out / "log.csv", start, options.tensorboard) if first else None
 
@@ -177,14 +177,14 @@ def train(run: dict, options, device) -> int | None:
 
 def finish(run: dict, options, model, tokenizer, held_out) -> None:
     """Say how good it is, draw the price of parallelism, say what to do next."""
-    from arpg_mini import images, runs, training
+    from arpg_mini import images, runs, saving, training
     control = runs.control_of(run, tokenizer, model.config.grid)
     loss = training.validation_loss(model, held_out, run["seed"], control=control)
     print(f"validation loss {loss:.4f} nats = {loss / math.log(2):.4f} bits per token "
           f"(fixed orders, {len(held_out)} held-out pictures)")
     n = held_out.ids.shape[2]
     counts = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
-    rows = [runs.sheet(run, model, tokenizer, held_out, steps) for steps in counts]
+    rows = [saving.sheet(run, model, tokenizer, held_out, steps) for steps in counts]
     captions = [f"{c} step{'s' * (c > 1)}" for c in counts]
     images.save_png(options.out / "samples.png", images.captioned(rows, captions))
     print(f"{options.out / 'samples.png'}: the same pictures in "

@@ -47,3 +47,17 @@ class ControlAdapter(nn.Module):
         """(B, 1, height, width) in [0, 1] -> (B, N, D). A map that is -1 says nothing: zeros."""
         given = (maps[:, 0, :1, :1] >= 0).to(maps.dtype)                       # (B, 1, 1)
         return self.out(self.layers(maps)).flatten(2).transpose(1, 2) * given
+
+
+def hints(model: nn.Module, control: Tensor | None, batch: int,
+          grid: tuple[int, int]) -> Tensor | None:
+    """What an ARPG makes of condition maps: (B, N, D), None if there are none."""
+    if control is None:
+        return None
+    if model.control is None:
+        raise ValueError("control: this model was not trained with condition maps")
+    sides = tuple(g * model.config.control_stride for g in grid)
+    if control.ndim != 4 or len(control) not in (1, batch) or control.shape[1:] != (1, *sides):
+        raise ValueError(f"control {tuple(control.shape)}: must be {(batch, 1, *sides)}")
+    weight = model.embedding.weight
+    return model.control(control.to(weight.device, weight.dtype)).expand(batch, -1, -1)

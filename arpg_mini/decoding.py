@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .attention import Cache
+from .control import hints
 from .model import ARPG
 
 SCHEDULES = ("arccos", "cosine", "constant")
@@ -222,21 +223,7 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
         labels = torch.cat([labels, against])
     return Plan(ids.to(device), labels, is_known.nonzero()[:, 0].to(device), orders.to(device),
                 position_noise(seeds, n).to(device), sizes, model.rotary(grid, settings.positions),
-                make_hints(model, settings.control, batch, grid))
-
-
-def make_hints(model: ARPG, control: Tensor | None, batch: int,
-               grid: tuple[int, int]) -> Tensor | None:
-    """What the model makes of condition maps: (B, N, D), None if there are none."""
-    if control is None:
-        return None
-    if model.control is None:
-        raise ValueError("control: this model was not trained with condition maps")
-    sides = tuple(g * model.config.control_stride for g in grid)
-    if control.ndim != 4 or len(control) not in (1, batch) or control.shape[1:] != (1, *sides):
-        raise ValueError(f"control {tuple(control.shape)}: must be {(batch, 1, *sides)}")
-    weight = model.embedding.weight
-    return model.control(control.to(weight.device, weight.dtype)).expand(batch, -1, -1)
+                hints(model, settings.control, batch, grid))
 
 
 def sample(logits: Tensor, noise: Tensor, share_done: float, settings: Settings) -> Tensor:

@@ -143,6 +143,8 @@ def draw(options, device: torch.device) -> None:
         grown = max(1, min(side) / min(picture.size))   # scaled up, an edge is as much flatter
         drawer.settings["control"] = (maps * grown).clamp(max=1)
     few = min(100, max(1, 2**20 // (side[0] * side[1])))   # as many as fit in memory at once
+    zoom = check_animation(options, min(options.count, few), side)
+    options.columns = min(options.columns, options.count)
     at_a_time = options.batch_size or few
     starts, rank, world = (range(0, options.count, at_a_time), distributed.rank(),
                            distributed.world())
@@ -169,7 +171,6 @@ def draw(options, device: torch.device) -> None:
             if rank == 0:
                 yield np.concatenate([p for p in parts if p is not None])
 
-    zoom, options.columns = max(1, 64 // max(side)), min(options.columns, options.count)
     kept, done = [], batches()
     if options.out:
         kept = list(done)
@@ -192,13 +193,20 @@ def draw(options, device: torch.device) -> None:
     bar.close()
 
 
+def check_animation(options, count: int, side: tuple[int, int]) -> int:
+    """How much to enlarge pictures of `side` so that they can be seen. UserError if a --gif of
+    `count` of them would be larger than the format allows."""
+    zoom, columns = max(1, 64 // max(side)), min(options.columns, count)
+    height, width = (n * (s * zoom + 2) for n, s in zip((-(-count // columns), columns), side))
+    if options.gif and max(height, width) > 65535:
+        raise UserError(f"--gif {options.gif}: would be {width}x{height} pixels; the format holds "
+                        "65535 a side; take other --columns or a smaller --count")
+    return zoom
+
+
 def save_animation(options, frames: list[np.ndarray], zoom: int) -> None:
     """--gif of grids of pictures, a frame each."""
-    sheets = [images.grid(f, options.columns, zoom) for f in frames]
-    if max(sheets[0].size) > 65535:
-        raise UserError(f"--gif {options.gif}: would be {sheets[0].width}x{sheets[0].height} "
-                        "pixels; the format holds 65535 a side; use other --columns or --count")
-    images.save_gif(options.gif, sheets)
+    images.save_gif(options.gif, [images.grid(f, options.columns, zoom) for f in frames])
     print(options.gif)
 
 
@@ -285,6 +293,7 @@ def edit(options, device: torch.device) -> None:
     """Edit one picture: --count results, a strip of before and after, and an animation."""
     drawer = load(options, device)
     task, n = make_task(options, drawer, device), options.count
+    small_zoom = check_animation(options, n, tuple(task.fitted.shape[2:]))
     unsaid = [drawer.model.null_label]
     classes = pick_classes(options.classes, drawer.names) if options.classes else unsaid
     if classes == unsaid:
@@ -322,4 +331,4 @@ def edit(options, device: torch.device) -> None:
     images.save_png(strip_out, images.grid(np.concatenate(strip), columns, zoom))
     print(f"{strip_out}: what is known, then the results")
     if options.gif:
-        save_animation(options, frames, max(1, 64 // max(task.fitted.shape[2:])))
+        save_animation(options, frames, small_zoom)

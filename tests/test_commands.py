@@ -208,6 +208,26 @@ def test_a_picture_of_any_size_and_mode_is_edited_and_put_back(finished, sample,
             assert gif.n_frames > 1 and strip.width > 2 * 47
 
 
+def test_what_is_hidden_in_a_file_shows_nowhere_in_the_result(finished, sample, tmp_path):
+    """Of two pictures that differ under the mask only, scaled down to be fitted and with a wide
+    seam, the results are one; by a box, by a mask, and by strokes on a transparent layer."""
+    rng, results = np.random.default_rng(0), []
+    picture = rng.integers(0, 256, (60, 81, 3)).astype(np.uint8)
+    light = np.zeros((60, 81), np.uint8)
+    light[7:50, 31:70] = 255
+    Image.fromarray(light).save(tmp_path / "mask.png")
+    Image.fromarray(np.dstack([light | 255] * 3 + [light])).save(tmp_path / "strokes.png")
+    for other in (False, True):
+        if other:
+            picture[light > 0] = rng.integers(0, 256, (int((light > 0).sum()), 3))
+        Image.fromarray(picture).save(tmp_path / "p.png")
+        for where in (["--box", "31,7,70,50"], ["--mask", "mask.png"], ["--mask", "strokes.png"]):
+            sample(finished[0], "--inpaint", "p.png", *where, "--feather", 9, "--steps", 3)
+            results.append(np.asarray(Image.open(tmp_path / "edited.png")))
+    assert all((result == results[0]).all() for result in results)
+    assert (results[0][light == 0] == picture[light == 0]).all()
+
+
 def test_edits_grids_and_candidates(finished, sample, mistake, tmp_path):
     out, rng = finished[0], np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 24, 3)).astype(np.uint8)).save(tmp_path / "p.png")
@@ -249,9 +269,15 @@ def test_edits_grids_and_candidates(finished, sample, mistake, tmp_path):
     (["--positions", "x"], "--positions 'x'"), (["--at", "1,1"], "--at: goes with --outpaint"),
     (["--control", "p.png"], "--control p.png: needs a run trained with --control edges"),
     (["--inpaint", "p.png", "--box", "1,1,3,3", "--out", "p.png"], "none of them read from"),
+    (["--inpaint", "e-2.png", "--box", "1,1,3,3", "--out", "e.png", "--count", "2"], "none of"),
+    (["--inpaint", "p.png", "--box", "1,1,3,3", "--guidance", "5"], "--guidance 5.0: needs"),
+    (["--grid", "1x200", "--count", "90", "--gif", "w.gif", "--columns", "999"],
+     "--gif w.gif: would be 72180x"),
+    (["--seed", str(2**63)], "--seed 9223372036854775808: must be 0 to"),
 ])
 def test_mistakes_in_editing_end_in_one_line(arguments, says, finished, mistake, tmp_path):
     Image.new("RGB", (24, 40)).save(tmp_path / "p.png")
+    Image.new("RGB", (24, 40)).save(tmp_path / "e-2.png")
     Image.new("L", (5, 4), 255).save(tmp_path / "small.png")
     Image.new("L", (24, 40)).save(tmp_path / "dark.png")
     (tmp_path / "text.png").write_text("no picture")
