@@ -18,7 +18,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .config import Parser, UserError, exit_code
 from .control import edges
-from .data import COLOURS, SHAPES, shapes
+from .data import COLOURS, FASHION_CLASSES, SHAPES, fashion_pictures, shapes
 from .decoding import Settings, decode
 from .distributed import pick_device
 from .editing import edit_class, expand, inpaint, outpaint
@@ -37,17 +37,26 @@ METHODS = "windows", "extrapolate", "interpolate", "ntk"
 
 
 class Scorer:
-    """A run of shapes, and a number of held-out pictures to edit."""
+    """A run of shapes (or Fashion-MNIST, whose outlines can be scored), and a number of held-out
+    pictures to edit."""
 
-    def __init__(self, run: Path, count: int, steps: int, guidance: float, device: torch.device):
+    def __init__(self, run: Path, count: int, steps: int, guidance: float, device: torch.device,
+                 outlines: bool):
         self.model, saved = checkpoint.load_model(run / "model.pt")
         self.tokenizer, _ = checkpoint.load_tokenizer(run / "tokenizer.pt")
-        if saved["classes"] != list(SHAPES):
-            raise UserError(f"{run}: its pictures are no shapes, which these scores are about")
+        self.of_shapes = saved["classes"] == list(SHAPES)
+        of_fashion = saved["classes"] == list(FASHION_CLASSES)
+        if not (self.of_shapes or (outlines and of_fashion)):
+            raise UserError(f"{run}: its pictures are no shapes, which these scores are about "
+                            "(--control knows Fashion-MNIST too)")
         self.model.to(device), self.tokenizer.to(device)
         self.count, self.device, self.none = count, device, self.model.null_label
         self.settings = dict(steps=steps, guidance=guidance, guidance_schedule="constant")
-        self.pictures, self.labels = shapes(count, seed=1)   # of a seed that no run trains on
+        if self.of_shapes:                       # of a seed that no run trains on
+            self.pictures, self.labels = shapes(count, seed=1)
+        else:
+            held_out = fashion_pictures("t10k")
+            self.pictures, self.labels = held_out.images[:count], held_out.labels[:count]
         self.images, self.side = to_device(self.pictures, device), self.pictures.shape[1]
         self.examples: list[tuple[str, np.ndarray]] = []     # rows of pictures, with a caption
 
@@ -171,9 +180,12 @@ def control(s: Scorer) -> list[tuple[str, float, float]]:
     s.keep("outline of", s.pictures)
     s.keep("drawn by it", made)
     s.keep("by class alone", free)
-    return [("control: IoU of the outline", *(outline_iou(to_device(x, s.device), s.images)
-                                              for x in (made, free))),
-            ("control: colour coherence", *(colour_coherence(x).mean() for x in (made, free)))]
+    rows = [("control: IoU of the outline", *(outline_iou(to_device(x, s.device), s.images)
+                                              for x in (made, free)))]
+    if s.of_shapes:
+        rows.append(("control: colour coherence", *(colour_coherence(x).mean()
+                                                    for x in (made, free))))
+    return rows
 
 
 
@@ -189,10 +201,10 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        if options.count < 10:
-            raise UserError(f"--count {options.count}: must be 10 or more")
+        if not 10 <= options.count <= 10_000:
+            raise UserError(f"--count {options.count}: must be 10 to 10000")
         s = Scorer(options.run, options.count, options.steps, options.guidance,
-                   torch.device(pick_device(options.device)))
+                   torch.device(pick_device(options.device)), options.control)
         n = s.model.config.grid[0] * s.model.config.grid[1]
         if not 1 <= options.steps <= n:
             raise UserError(f"--steps {options.steps}: must be 1 to {n}")
