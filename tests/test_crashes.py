@@ -51,8 +51,20 @@ def phase(out) -> str:
 
 
 def first_start(out, data):
-    return command(out, "--data", data, "--side", 16, "--steps", 300, "--tokenizer-steps", 120,
+    return command(out, "--data", data, "--side", 16, "--steps", 300, "--tokenizer-steps", 40,
                    "--batch-size", 16, "--save-every", 15)
+
+
+def wait_for_a_moment(process, out, rng, hit) -> None:
+    """Until some time, drawn at random, after the first bar is shown, however long that takes; or a
+    little after encoding begins, which is soon over, if no kill has met that yet."""
+    while process.poll() is None and b"%" not in os.read(process.stderr.fileno(), 4096):
+        pass
+    end = time.monotonic() + rng.uniform(0.0, 2.5)
+    while time.monotonic() < end and process.poll() is None:
+        time.sleep(0.01)
+        if "encoding" not in hit and phase(out) == "encoding":
+            end = min(end, time.monotonic() + rng.uniform(0.0, 0.3))
 
 
 def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
@@ -65,10 +77,9 @@ def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
         arguments = first_start(out, many_pictures)
         if (out / "config.json").exists():
             arguments = command(out, "--resume", "--save-every", 15)
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
         if kills < KILLS:
-            time.sleep(rng.uniform(2.0, 5.5))
+            wait_for_a_moment(process, out, rng, phases)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
