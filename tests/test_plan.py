@@ -153,7 +153,8 @@ def test_memory_is_what_a_step_really_takes():
     recomputation the parts do not peak together, so there the plan is a bound."""
     done = subprocess.run(
         [sys.executable, "-m", "arpg_mini.bench", "train", "--preset", "imagenet-s", "--repeats",
-         "1", "--batch-size", "5", "--variants", "chunked,recompute", "--json"], cwd=ROOT, capture_output=True, text=True)
+         "1", "--batch-size", "5", "--variants", "chunked,recompute",
+         "--json"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = {row["variant"]: row["peak_bytes"] / row["planned_bytes"]
             for row in json.loads(done.stdout)}
