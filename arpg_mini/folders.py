@@ -65,7 +65,7 @@ class FileSource(Pictures):
         return str(self.root / self.files[index])
 
     def read(self, path: Path, side: int) -> np.ndarray:
-        raise NotImplementedError
+        """The item in a file, by each kind of source; what it raises says why there is none."""
 
     def load_one(self, index: int, side: int) -> np.ndarray | None:
         try:
