@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Cache, ContentAttention, QueryAttention, RMSNorm, rotary_table, rotate
+from .attention import (
+    Cache,
+    ContentAttention,
+    Linear,
+    QueryAttention,
+    RMSNorm,
+    append,
+    rotary_table,
+    rotate,
+)
 from .config import ModelConfig
 from .control import ControlAdapter
 
@@ -21,8 +30,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.w13 = nn.Linear(dim, 2 * hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w13 = Linear(dim, 2 * hidden)
+        self.w2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.w13(x).chunk(2, dim=-1)
@@ -99,10 +108,10 @@ class ARPG(nn.Module):
         self.embedding = nn.Embedding(c.vocab_size + c.num_classes + 3, c.dim)
         self.content = nn.ModuleList(Block(c, ContentAttention) for _ in range(c.content_layers))
         self.kv_norm = RMSNorm(c.dim)
-        self.kv = nn.Linear(c.dim, 2 * c.dim, bias=False)
+        self.kv = Linear(c.dim, 2 * c.dim)
         self.query = nn.ModuleList(Block(c, QueryAttention) for _ in range(c.query_layers))
         self.norm = RMSNorm(c.dim)
-        self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.head = Linear(c.dim, c.vocab_size)
         self.control = ControlAdapter(c.dim, c.control_stride) if c.control_stride else None
         self.mask_id = c.vocab_size
         self.null_label = c.num_classes
@@ -137,12 +146,12 @@ class ARPG(nn.Module):
         """
         x = F.dropout(self.embedding(ids), dropout)                            # (B, S, D)
         for layer, block in enumerate(self.content):
-            x = block(x, where, mask=mask, causal=causal, cache=cache, layer=layer,
-                      dropout=dropout)
+            past = None if cache is None else cache.layer(layer)
+            x = block(x, where, mask=mask, causal=causal, past=past, dropout=dropout)
         k, v = self.kv(self.kv_norm(x)).unflatten(-1, (2, self.config.heads, -1)).unbind(2)
         k, v = rotate(k, where).transpose(1, 2), v.transpose(1, 2)             # (B, H, S, K)
         if cache is not None:
-            k, v = cache.append(len(self.content), k, v)
+            k, v = append(*cache.layer(len(self.content)), k, v)
             cache.advance(ids.shape[1])
         return k, v
 
