@@ -11,11 +11,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from arpg_mini import decoding
-from arpg_mini.attention import Cache, rotary_table, rotate
-from arpg_mini.decoding import (
-    decode,
-)
+from arpg_mini import attention, decoding
+from arpg_mini import model as arpg
+from arpg_mini.attention import Cache, append, rotary_table, rotate
+from arpg_mini.decoding import decode
 from tests.definition import turn
 from tests.helpers import tiny_model
 from tests.strategies import C, V, decodes, for_all, grids, layers, lessons, model_of, short
@@ -35,18 +34,22 @@ class WatchedCache(Cache):
         super().__init__(*sizes, **factory)
         self.pairs.fill_(math.nan)
         self.steps = []                          # the length at the end of each step
+        self.turn = 0                            # the layer that writes next
         self.made.append(self)
 
-    def append(self, layer, keys, values):
+    def append(self, pair, length, keys, values):
+        """In place of `attention.append`."""
+        layer = pair.storage_offset() // self.pairs.stride(0)
         assert not keys.isnan().any(), f"before layer {layer} a slot was read that holds nothing"
         before = self.pairs.clone()
-        out = super().append(layer, keys, values)
+        out = append(pair, length, keys, values)
         changed = (~((self.pairs == before) | (self.pairs.isnan() & before.isnan()))
                    ).flatten(1, 3).any(-1).any(1)                              # (layers, slots)
         first, wrote = self.length, changed.nonzero().tolist()
-        expected = [[layer, s] for s in range(first, first + keys.shape[2])]
+        expected = [[self.turn, s] for s in range(first, first + keys.shape[2])]
         assert wrote == expected, f"[layer, slot] written: {wrote}; next in turn: {expected}"
         assert before[layer, :, :, :, first:].isnan().all(), f"layer {layer}: a slot written twice"
+        self.turn = (self.turn + 1) % len(self.pairs)
         return out
 
     def advance(self, slots):
@@ -64,7 +67,11 @@ def test_cache_slots_are_written_once_in_order(case):
     would be NaN). Broken if a step's keys land in another's slots, or a layer's in another layer's.
     """
     WatchedCache.made.clear()
-    with patch.object(decoding, "Cache", WatchedCache):
+    def watched(*arguments):
+        return WatchedCache.made[-1].append(*arguments)
+
+    with patch.object(decoding, "Cache", WatchedCache), \
+            patch.object(attention, "append", watched), patch.object(arpg, "append", watched):
         run = case.run(decode)
     assert not run.logits.isnan().any(), "a query read a slot that holds nothing"
     cache, = WatchedCache.made

@@ -1,12 +1,13 @@
 """The model: sizes, first loss, what may and may not influence what."""
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from arpg_mini import ARPG, ModelConfig
-from arpg_mini.attention import RMSNorm, rotary_table, rotate
+from arpg_mini.attention import Linear, RMSNorm, rotary_table, rotate
 from arpg_mini.config import presets
 from arpg_mini.decoding import random_orders
 from tests.helpers import tiny_model
@@ -71,3 +72,23 @@ def test_rms_norm_is_computed_wide():
 def test_impossible_sizes_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ModelConfig(**wrong)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 12, 100, 300])
+def test_few_rows_are_multiplied_as_many_are(rows):
+    """What decoding multiplies by oneDNN is what training multiplies by `F.linear`, to rounding.
+
+    Broken if a product is padded, transposed or kept in another precision."""
+    torch.manual_seed(rows)
+    layer, x = Linear(96, 260), torch.randn(rows, 3, 96).transpose(0, 1)
+    with torch.no_grad():
+        quick = layer(x)
+    torch.testing.assert_close(quick, layer(x), atol=1e-6, rtol=1e-5)
+
+
+def test_compiled_rotation_is_the_same():
+    """The real arithmetic that a compiler is given turns as the complex product does."""
+    x, table = torch.randn(2, 5, 3, 8).double(), rotary_table((2, 3), 8)[None, [0, 5, 2, 6, 3]]
+    with patch("torch.compiler.is_compiling", lambda: True):
+        spelt_out = rotate(x, table)
+    torch.testing.assert_close(spelt_out, rotate(x, table))
