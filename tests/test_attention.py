@@ -67,6 +67,7 @@ def test_cache_slots_are_written_once_in_order(case):
     would be NaN). Broken if a step's keys land in another's slots, or a layer's in another layer's.
     """
     WatchedCache.made.clear()
+
     def watched(*arguments):
         return WatchedCache.made[-1].append(*arguments)
 

@@ -78,12 +78,16 @@ def test_impossible_sizes_are_named(wrong):
 def test_few_rows_are_multiplied_as_many_are(rows):
     """What decoding multiplies by oneDNN is what training multiplies by `F.linear`, to rounding.
 
-    Broken if a product is padded, transposed or kept in another precision."""
+    Broken if a product is padded, transposed or kept in another precision, or if autocast has no
+    say in it.
+    """
     torch.manual_seed(rows)
     layer, x = Linear(96, 260), torch.randn(rows, 3, 96).transpose(0, 1)
     with torch.no_grad():
         quick = layer(x)
     torch.testing.assert_close(quick, layer(x), atol=1e-6, rtol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
 
 
 def test_compiled_rotation_is_the_same():
