@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+LARGE = 2**18                                   # weights from which oneDNN is the quicker
 
 
 @lru_cache(maxsize=32)
@@ -75,8 +76,8 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """x @ weight.T, without a bias.
 
-    Decoding multiplies few rows by large matrices. There, in float32 on a CPU, oneDNN, which
-    PyTorch's compiler calls for it, is quicker than what `F.linear` calls.
+    Decoding multiplies few rows by matrices. By large ones, in float32 on a CPU, oneDNN, which
+    PyTorch's compiler calls for it, is quicker than what `F.linear` calls; by small ones slower.
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -84,9 +85,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight
-        if (ONEDNN and x.dtype == w.dtype == torch.float32 and x.device.type == "cpu"
-                and not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
-                and not torch.compiler.is_compiling()):
+        if (ONEDNN and w.numel() >= LARGE and x.dtype == w.dtype == torch.float32
+                and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+                and not torch.is_grad_enabled() and not torch.compiler.is_compiling()):
             return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
         return F.linear(x, w)
 

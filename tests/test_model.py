@@ -82,7 +82,7 @@ def test_few_rows_are_multiplied_as_many_are(rows):
     say in it.
     """
     torch.manual_seed(rows)
-    layer, x = Linear(96, 260), torch.randn(rows, 3, 96).transpose(0, 1)
+    layer, x = Linear(512, 520), torch.randn(rows, 3, 512).transpose(0, 1)
     with torch.no_grad():
         quick = layer(x)
     torch.testing.assert_close(quick, layer(x), atol=1e-6, rtol=1e-5)
