@@ -1,6 +1,11 @@
 """arpg_mini: autoregressive image generation in any order, many tokens at a time."""
 
+import os
 from importlib import import_module
+
+# Threads that wait for each other sleep, where OpenMP would have them spin: a model of small
+# products is many times slower if another program wants the same cores. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _HOMES = {"ARPG": "model", "ModelConfig": "config", "TokenizerConfig": "config",
           "VQTokenizer": "tokenizer"}

@@ -1,15 +1,19 @@
 """How fast, and in how much memory? Measured on the machine at hand, beside what must be.
 
 The one idea: seconds alone say nothing. Each figure stands beside its floor, what the arithmetic
-would take at the rate at which this machine multiplies matrices, or what the plan says is held.
+would take at the rate at which this machine multiplies matrices, what the reading would take at the
+rate at which it reads, or what the plan says is held.
 
     python -m arpg_mini.bench train --preset imagenet-s --batch-size 16
+    python -m arpg_mini.bench decode --preset arpg-l --batch-size 2,8 --steps 64,32
+    python -m arpg_mini.bench memory --preset arpg-l --batch-size 8
+    python -m arpg_mini.bench scaling --preset imagenet-s --sweeps tokens,steps
 """
 
+import argparse
+import itertools
 import json
-import multiprocessing
 import os
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -20,10 +24,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from . import plan, training
+from . import bench_decode, plan, training
+from .bench_decode import BASELINES, SWEEPS
 from .config import Parser, Preset, UserError, exit_code, presets
+from .decoding import MOST_GUIDANCE
 from .distributed import pick_device
 from .model import ARPG
+from .timing import in_a_process, matrix_rate, peak_bytes, print_table, spread
 
 VARIANTS = "chunked", "whole-logits", "recompute", "compile"
 
@@ -38,28 +45,6 @@ class RandomIds:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory the process (or its share of the device) ever held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":         # where ru_maxrss starts at what the parent process held
-        with open("/proc/self/status") as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of products of n×n matrices, the best of ten."""
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        (a @ b)[0, 0].item()
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds)
 
 
 def whole_logits(model: ARPG):
@@ -95,83 +80,155 @@ def train_steps(preset: Preset, variant: str, device: torch.device, half: bool, 
     results.put((seconds, peak_bytes(device) - before))
 
 
-def in_a_process(work, *arguments):
-    """What `work(*arguments, results)` puts into `results`, called in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    process = context.Process(target=work, args=(*arguments, results))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise UserError(f"{' '.join(sys.argv[1:])}: the process that measures ended with code "
-                        f"{process.exitcode}, likely out of memory")
-    return results.get()
-
-
-def bench_train(options) -> list[dict]:
-    """A row for each variant of a training step."""
-    preset, device = presets()[options.preset], torch.device(pick_device(options.device))
-    half = (options.precision or {"cuda": "bfloat16"}.get(device.type)) == "bfloat16"
-    preset.train.batch_size = options.batch_size
+def bench_train(preset: Preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
+    """A row for each batch size and variant of a training step."""
+    half = dtype == torch.bfloat16
     preset.train.loss_rows = options.loss_rows or preset.train.loss_rows
     tokens, rows = preset.model.grid[0] * preset.model.grid[1], []
-    variants = options.variants.split(",")
-    if wrong := set(variants) - set(VARIANTS):
-        raise UserError(f"--variants {wrong.pop()}: must be of {', '.join(VARIANTS)}")
-    rate = matrix_rate(device, torch.bfloat16 if half else torch.float32)
-    for variant in variants:
+    rate = matrix_rate(device, dtype)
+    for batch, variant in itertools.product(options.batch_size, options.variants):
+        preset.train.batch_size = batch
         seconds, _ = in_a_process(train_steps, preset, variant, device, half, options.repeats)
         # Once more for memory: glibc keeps freed pieces, unless all large ones are mapped, which
         # costs time.
         with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="1000000"):
             _, peak = in_a_process(train_steps, preset, variant, device, half, 1)
         again = variant == "recompute"
-        flops = plan.training_flops(preset.model, tokens, again) * options.batch_size
+        flops = plan.training_flops(preset.model, tokens, again) * batch
         chunks = replace(preset.train, loss_rows=2**62) if "logits" in variant else preset.train
-        parts = plan.memory(preset.model, chunks, tokens, options.batch_size, half=half,
-                            recompute=again)
-        rows.append({"variant": variant, "seconds": median(seconds), "fastest": min(seconds),
-                     "slowest": max(seconds), "images_per_second": options.batch_size
-                     / median(seconds), "share_of_floor": flops / rate / median(seconds),
-                     "peak_bytes": peak, "planned_bytes": sum(parts.values())})
+        parts = plan.memory(preset.model, chunks, tokens, batch, half=half, recompute=again)
+        rows.append({"preset": options.preset, "batch": batch, "variant": variant,
+                     **spread(np.array(seconds)), "images_per_second": batch / median(seconds),
+                     "share_of_floor": flops / rate / median(seconds), "peak_bytes": peak,
+                     "planned_bytes": sum(parts.values())})
     return rows
 
 
-def print_train(rows: list[dict]) -> None:
-    print(f"{'variant':>14}{'s/step':>9}{'fastest':>9}{'slowest':>9}{'images/s':>10}"
-          f"{'products':>10}{'peak GB':>9}{'planned':>9}")
-    for r in rows:
-        print(f"{r['variant']:>14}{r['seconds']:>9.3f}{r['fastest']:>9.3f}{r['slowest']:>9.3f}"
-              f"{r['images_per_second']:>10.3f}{r['share_of_floor']:>10.0%}"
-              f"{r['peak_bytes'] / 1e9:>9.2f}{r['planned_bytes'] / 1e9:>9.2f}")
-    print("products: the share of the time that bare products of 2048×2048 matrices would take; "
-          "peak: over what\nthe process held before there was a model")
+SECONDS = {
+    "seconds": lambda r: f"{r['seconds']:.3f}",
+    "fastest to slowest": lambda r: f"{r['fastest']:.3f} to {r['slowest']:.3f}",
+    "images/s": lambda r: f"{r['images_per_second']:.3f}"}
+COLUMNS = {
+    "train": {
+        "images": lambda r: str(r["batch"]), "variant": lambda r: r["variant"], **SECONDS,
+        "products": lambda r: f"{r['share_of_floor']:.0%}",
+        "peak GB": lambda r: f"{r['peak_bytes'] / 1e9:.2f}",
+        "planned": lambda r: f"{r['planned_bytes'] / 1e9:.2f}"},
+    "decode": {
+        "images": lambda r: str(r["batch"]),
+        "decoding": lambda r: r["decoding"] + " (estimated)" * r["estimated"],
+        "steps": lambda r: str(r["steps"]), **SECONDS,
+        "TFLOP": lambda r: f"{r['flops'] / 1e12:.2f}", "GB": lambda r: f"{r['bytes'] / 1e9:.1f}",
+        "of the limit": lambda r: f"{r['share_of_floor']:.0%}",
+        "to products": lambda r: "{median:.2f} ({least:.2f} to {most:.2f})".format(
+            **r["to_products"]) if "to_products" in r else ""},
+    "memory": {
+        "images": lambda r: str(r["batch"]), "model": lambda r: r["model"],
+        "tokens": lambda r: str(r["tokens"]), "steps": lambda r: str(r["steps"]),
+        "weights GB": lambda r: f"{r['weight_bytes'] / 1e9:.2f}",
+        "keys, values: formula": lambda r: f"{r['cache_formula'] / 1e9:.3f}",
+        "measured": lambda r: f"{r['cache_bytes'] / 1e9:.3f}",
+        "ARPG less by": lambda r: f"{r['cache_saved']:.0%}",
+        "peak": lambda r: f"{r['peak_bytes'] / 1e9:.3f}",
+        "least to most": lambda r: f"{r['least_peak'] / 1e9:.3f} to {r['most_peak'] / 1e9:.3f}",
+        "in all, less by": lambda r: f"{r['saved']:.0%}"},
+    "scaling": {
+        "cost against": lambda r: r["sweep"],
+        "at": lambda r: " ".join(map(str, r["points"])),
+        "seconds": lambda r: " ".join(f"{s:.3g}" for s in r["seconds"]),
+        "exponent": lambda r: f"{r['exponent']:.2f} ({r['least_exponent']:.2f} to "
+                              f"{r['most_exponent']:.2f})",
+        "of the FLOPs": lambda r: f"{r['flops_exponent']:.2f}"}}
+NOTES = {
+    "train": "products: the share of the time that bare products of 2048×2048 matrices would take; "
+             "peak: over what\nthe process held before there was a model",
+    "decode": "TFLOP, GB: arithmetic, and weights, keys and values read; of the limit: the share "
+              "of the time that these would take\nat the machine's rates; to products: seconds over"
+              " those of the bare products of a plain implementation",
+    "memory": "peak: over what the process held with the model; in all: weights and peak",
+    "scaling": "exponent: a in seconds ~ size^a, least squares over the points (each repetition by "
+               "itself); the FLOPs' beside it"}
+
+
+def words(allowed: tuple[str, ...]):
+    """A parser of some of these, with commas."""
+    def parse(text: str) -> list[str]:
+        if wrong := set(text.split(",")) - {*allowed, ""}:
+            raise argparse.ArgumentTypeError(f"{wrong.pop()}: must be of {', '.join(allowed)}")
+        return [word for word in text.split(",") if word]
+    return parse
+
+
+def whole_numbers(text: str) -> list[int]:
+    if not all(word.isdecimal() and 0 < int(word) < 10**6 for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers, 1 or more, with commas")
+    return [int(word) for word in text.split(",")]
+
+
+def one_or_more(text: str) -> int:
+    return whole_numbers(text.replace(",", " "))[0]
+
+
+def parse(arguments: list[str] | None = None):
+    parser = Parser("python -m arpg_mini.bench", description=__doc__.split("\n")[0])
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for what, word in (("train", "training steps, with what saves time or memory on and off"),
+                       ("decode", "images a second, beside one token a step and raster order"),
+                       ("memory", "of keys and values and of a whole decode, beside raster order"),
+                       ("scaling", "cost of a decode against its sizes, and the exponents")):
+        kind = kinds.add_parser(what, help=word, description=word)
+        kind.add_argument("--preset", default="shapes", choices=tuple(presets()))
+        kind.add_argument("--batch-size", type=whole_numbers, default="2" if what == "scaling" else
+                          "8", help="images at a time, with commas (default %(default)s)")
+        kind.add_argument("--repeats", type=one_or_more, default=3,
+                          help="how often each is measured (default 3)")
+        kind.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+        kind.add_argument("--precision", choices=("float32", "bfloat16"),
+                          help="of products (default: bfloat16 on cuda, float32 on cpu)")
+        kind.add_argument("--json", action="store_true", help="print rows as JSON")
+        if what == "train":
+            kind.add_argument("--loss-rows", type=one_or_more, help="rows of logits held at once "
+                              "in all but whole-logits (default: the preset's)")
+            kind.add_argument("--variants", type=words(VARIANTS),
+                              default="chunked,whole-logits,recompute",
+                              help="of " + ", ".join(VARIANTS) + " (default: the first three)")
+            continue
+        kind.add_argument("--steps", type=whole_numbers, help="decoding steps, with commas "
+                          "(default: a quarter and an eighth of the number of tokens)")
+        kind.add_argument("--guidance", type=float, default=4.0, help="1: none (default 4)")
+        if what == "decode":
+            kind.add_argument("--baselines", type=words(BASELINES), default=",".join(BASELINES),
+                              help="what to measure beside it (default: all of %(default)s)")
+        if what == "scaling":
+            kind.add_argument("--sweeps", type=words(SWEEPS), default=",".join(SWEEPS),
+                              help="what to vary (default: all of %(default)s)")
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
-    parser = Parser("python -m arpg_mini.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("train",))
-    parser.add_argument("--preset", default="shapes", choices=tuple(presets()))
-    parser.add_argument("--batch-size", type=int, default=8, help="images a step (default 8)")
-    parser.add_argument("--loss-rows", type=int, help="rows of logits held at once in all but "
-                        "whole-logits (default: the preset's)")
-    parser.add_argument("--variants", default="chunked,whole-logits,recompute",
-                        help="of " + ", ".join(VARIANTS) + " (default: the first three)")
-    parser.add_argument("--repeats", type=int, default=3, help="steps to time (default 3)")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"),
-                        help="of products (default: bfloat16 on cuda, float32 on cpu)")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON")
-    options = parser.parse_args()
-
     def work() -> None:
-        for flag in ("batch_size", "repeats", "loss_rows"):
-            if getattr(options, flag) is not None and getattr(options, flag) < 1:
-                raise UserError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: must be 1 "
-                                "or more")
-        rows = bench_train(options)
-        print(json.dumps(rows, indent=1)) if options.json else print_train(rows)
-    return exit_code(parser.prog, work)
+        device, preset = torch.device(pick_device(options.device)), presets()[options.preset]
+        dtype = getattr(torch, options.precision or
+                        ("bfloat16" if device.type == "cuda" else "float32"))
+        if options.what != "train":
+            n = preset.model.grid[0] * preset.model.grid[1]
+            options.steps = options.steps or [n // 4, n // 8]
+            if max(options.steps) > n:
+                raise UserError(f"--steps {max(options.steps)}: {options.preset} has {n} tokens, "
+                                "of which each step takes one or more")
+            if not abs(options.guidance) <= MOST_GUIDANCE:
+                raise UserError(f"--guidance {options.guidance}: must be a number of at most "
+                                f"{MOST_GUIDANCE:g}")
+        measure = {"train": bench_train, "decode": bench_decode.bench_decode,
+                   "memory": bench_decode.bench_memory, "scaling": bench_decode.bench_scaling}
+        rows = measure[options.what](preset, options, device, dtype)
+        if options.json:
+            print(json.dumps(rows, indent=1))
+        else:
+            print_table(rows, COLUMNS[options.what])
+            print(NOTES[options.what])
+    options = parse()
+    return exit_code("python -m arpg_mini.bench", work)
 
 
 if __name__ == "__main__":

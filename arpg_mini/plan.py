@@ -41,6 +41,51 @@ def training_flops(c: ModelConfig, tokens: int, recompute: bool = False) -> int:
     return 3 * forward + (forward - outside if recompute else 0)
 
 
+def decode_costs(c: ModelConfig, sizes: list[int], rows: int, known: int = 0,
+                 width: int = 4) -> list[tuple[int, int]]:
+    """FLOPs, and bytes that must be read, of every step of a decode.
+
+    sizes: tokens decoded by each step, behind `known` ones that are given. rows: images, twice as
+    many with guidance. width: bytes of a number. Read are all weights a step multiplies by, once
+    for each time it encodes and once for its questions, and the keys and values it attends to, once
+    however many layers share them.
+    """
+    ffn, costs, past = 3 * c.dim * c.ffn_hidden, [], 0
+    content = c.content_layers * (4 * c.dim**2 + ffn) + 2 * c.dim**2        # numbers of weights
+    query = c.query_layers * (2 * c.dim**2 + ffn) + c.vocab_size * c.dim
+    for before, size in zip([0, *sizes], sizes):
+        flops = numbers = 0
+        for s in [before] if before else [1, known] if known else [1]:      # 1: the class
+            past += s
+            flops += 2 * rows * s * (content + c.content_layers * 2 * c.dim * past)
+            numbers += content + c.content_layers * 2 * rows * past * c.dim
+        flops += 2 * rows * size * (query + c.query_layers * 2 * c.dim * past)
+        flops -= 2 * c.dim**2 * (rows * size - 1)           # [MASK] is projected once
+        numbers += query + 2 * rows * past * c.dim
+        costs.append((flops, width * numbers))
+    return costs
+
+
+def raster_costs(c: ModelConfig, tokens: int, rows: int, cached: bool = True,
+                 width: int = 4) -> list[tuple[int, int]]:
+    """The same of `raster.Raster`, step by step."""
+    layers, head = c.content_layers + c.query_layers, c.vocab_size * c.dim
+    blocks = layers * (4 * c.dim**2 + 3 * c.dim * c.ffn_hidden)
+    costs = []
+    for past in range(1, tokens + 1):
+        s, kept = (1, 2 * rows * past * c.dim * layers) if cached else (past, 0)
+        flops = 2 * rows * (s * (blocks + layers * 2 * c.dim * past) + head)
+        costs.append((flops, width * (blocks + head + kept)))
+    return costs
+
+
+def cache_bytes(c: ModelConfig, slots: int, rows: int, raster: bool = False, width: int = 4) -> int:
+    """Of keys and values: ARPG keeps a pair for each content layer and one for all query layers,
+    a raster-order model of as many layers one for each."""
+    pairs = c.content_layers + (c.query_layers if raster else 1)
+    return pairs * 2 * rows * slots * c.dim * width
+
+
 def kept_bytes(c: ModelConfig, tokens: int, images: int, half: bool = False,
                recompute: bool = False, mask_bytes: int = 1) -> int:
     """Bytes of activations that wait for the backward pass of `images` of `tokens` ids each.

@@ -1,6 +1,9 @@
 """Hypothesis profiles: `--hypothesis-profile thorough` runs five times the examples."""
 
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")             # as the package does, before torch
 
 import numpy as np
 import pytest
