@@ -11,13 +11,12 @@ rate at which it reads, or what the plan says is held.
 """
 
 import argparse
-import itertools
 import json
 import os
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import replace
-from statistics import median
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -30,7 +29,15 @@ from .config import Parser, Preset, UserError, exit_code, presets
 from .decoding import MOST_GUIDANCE
 from .distributed import pick_device
 from .model import ARPG
-from .timing import in_a_process, matrix_rate, peak_bytes, print_table, spread
+from .timing import (
+    Work,
+    in_a_process,
+    matrix_rate,
+    paired,
+    peak_bytes,
+    print_table,
+    spread,
+)
 
 VARIANTS = "chunked", "whole-logits", "recompute", "compile"
 
@@ -55,29 +62,39 @@ def whole_logits(model: ARPG):
     return call
 
 
-def train_steps(preset: Preset, variant: str, device: torch.device, half: bool, repeats: int,
-                results) -> None:
-    """Time whole steps of `train_arpg` on random ids and watch memory."""
-    before = peak_bytes(device)
+def train_works(preset: Preset, variants: list[str], device: torch.device,
+                half: bool) -> dict[str, Work]:
+    """Whole steps of `train_arpg` on random ids, of one model for all variants."""
     torch.manual_seed(0)
     model = ARPG(preset.model).to(device)
-    for block in [*model.content, *model.query]:
-        block.recompute = variant == "recompute"
-        if variant == "compile":
-            block.compile()
-    call = whole_logits(model) if variant == "whole-logits" else model
-    config = replace(preset.train, steps=repeats + 1, micro_batch=preset.train.batch_size)
+    average = training.average_of(model)
+    config = replace(preset.train, steps=2, micro_batch=preset.train.batch_size)
     optimizer = training.make_optimizer(model, config.weight_decay, config.betas)
-    steps = training.train_arpg(model, call, training.average_of(model),
-                                RandomIds(config.batch_size, preset), config, 0, optimizer,
-                                half=half)
-    next(steps)["loss"].item()                          # the first is slower, and is not counted
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        next(steps)["loss"].item()
-        seconds.append(time.perf_counter() - start)
-    results.put((seconds, peak_bytes(device) - before))
+    compiled = [torch.compile(block.compute) for block in [*model.content, *model.query]
+                if "compile" in variants]
+
+    def start(variant: str) -> Iterator[None]:
+        call = whole_logits(model) if variant == "whole-logits" else model
+        steps = training.train_arpg(model, call, average, RandomIds(config.batch_size, preset),
+                                    config, 0, optimizer, half=half)
+        for _ in range(config.steps):
+            blocks = [*model.content, *model.query]
+            for block in blocks:
+                block.recompute = variant == "recompute"
+                block.__dict__.pop("compute", None)
+            for block, compute in zip(blocks, compiled if variant == "compile" else []):
+                block.compute = compute
+            next(steps)["loss"].item()
+            yield
+    return {variant: Work(1, partial(start, variant)) for variant in variants}
+
+
+def train_memory(preset: Preset, variant: str, device: torch.device, half: bool, results) -> None:
+    """The peak of two steps over what the process held before there was a model."""
+    before = peak_bytes(device)
+    for _ in train_works(preset, [variant], device, half)[variant].start():
+        pass
+    results.put(peak_bytes(device) - before)
 
 
 def bench_train(preset: Preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
@@ -86,21 +103,24 @@ def bench_train(preset: Preset, options, device: torch.device, dtype: torch.dtyp
     preset.train.loss_rows = options.loss_rows or preset.train.loss_rows
     tokens, rows = preset.model.grid[0] * preset.model.grid[1], []
     rate = matrix_rate(device, dtype)
-    for batch, variant in itertools.product(options.batch_size, options.variants):
+    for batch in options.batch_size:
         preset.train.batch_size = batch
-        seconds, _ = in_a_process(train_steps, preset, variant, device, half, options.repeats)
-        # Once more for memory: glibc keeps freed pieces, unless all large ones are mapped, which
-        # costs time.
+        # Memory in processes of their own, and without what glibc keeps of freed pieces: all large
+        # ones mapped, which costs time.
         with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="1000000"):
-            _, peak = in_a_process(train_steps, preset, variant, device, half, 1)
-        again = variant == "recompute"
-        flops = plan.training_flops(preset.model, tokens, again) * batch
-        chunks = replace(preset.train, loss_rows=2**62) if "logits" in variant else preset.train
-        parts = plan.memory(preset.model, chunks, tokens, batch, half=half, recompute=again)
-        rows.append({"preset": options.preset, "batch": batch, "variant": variant,
-                     **spread(np.array(seconds)), "images_per_second": batch / median(seconds),
-                     "share_of_floor": flops / rate / median(seconds), "peak_bytes": peak,
-                     "planned_bytes": sum(parts.values())})
+            peaks = {variant: in_a_process(train_memory, preset, variant, device, half)
+                     for variant in options.variants}
+        seconds = paired(train_works(preset, options.variants, device, half), options.repeats,
+                         device, warm_up=1)
+        for variant in options.variants:
+            again, whole = variant == "recompute", spread(seconds[variant])
+            flops = plan.training_flops(preset.model, tokens, again) * batch
+            chunks = replace(preset.train, loss_rows=2**62) if "logits" in variant else preset.train
+            parts = plan.memory(preset.model, chunks, tokens, batch, half=half, recompute=again)
+            rows.append({"preset": options.preset, "batch": batch, "variant": variant, **whole,
+                         "images_per_second": batch / whole["seconds"],
+                         "share_of_floor": flops / rate / whole["seconds"],
+                         "peak_bytes": peaks[variant], "planned_bytes": sum(parts.values())})
     return rows
 
 

@@ -37,6 +37,7 @@ def build(kind: type[nn.Module], config: ModelConfig, device: torch.device,
     return model
 
 
+@torch.no_grad()
 def bare_products(model: ARPG, sizes: list[int], rows: int) -> Iterator[None]:
     """The products a plain implementation would make in each step of a decode, and nothing else:
     q, k, v, w1 and w3 by themselves, every question projected, all by `F.linear`."""
@@ -59,6 +60,7 @@ def bare_products(model: ARPG, sizes: list[int], rows: int) -> Iterator[None]:
         yield
 
 
+@torch.no_grad()
 def prefixes(model: Raster, lengths: list[int], rows: int) -> Iterator[Tensor]:
     """Steps of the raster-order model without a cache, at some lengths of what came before."""
     c = model.config

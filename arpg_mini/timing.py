@@ -26,13 +26,14 @@ class Work(NamedTuple):
     start: Callable[[], Iterator]
 
 
-def paired(works: dict[str, Work], repeats: int, device: torch.device) -> dict[str, np.ndarray]:
+def paired(works: dict[str, Work], repeats: int, device: torch.device,
+           warm_up: int = 2) -> dict[str, np.ndarray]:
     """Seconds of every step of every work, (repeats, steps) each, all works taking turns."""
     seconds = {name: np.zeros((repeats, work.steps)) for name, work in works.items()}
-    with torch.no_grad(), tqdm(total=repeats * sum(w.steps for w in works.values()), unit="step",
-                               desc="measuring", leave=False) as bar:
+    with tqdm(total=repeats * sum(w.steps for w in works.values()), unit="step", desc="measuring",
+              leave=False) as bar:
         for work in works.values():             # the first steps are slower, and are not counted
-            for _ in islice(work.start(), 2):
+            for _ in islice(work.start(), warm_up):
                 pass
         for repeat in range(repeats):
             running = {name: work.start() for name, work in works.items()}

@@ -149,3 +149,37 @@ def test_the_log_drops_rows_after_the_resumed_step(tmp_path):
                         "skipped_steps")
     assert ([line.split(",")[0] for line in lines[1:]] == ["10", "20", "30"]
             and lines[3].startswith("30,0.5,2,1.5"))
+
+
+def waits(work) -> set[str]:
+    """Operations of `work` at which the CPU would wait for a device, by what the profiler saw.
+
+    The fused AdamW reads its step counts so on a CPU only; its CUDA kernel does it on the device.
+    """
+    def within(event, name: str) -> bool:
+        return event is not None and (event.name == name or within(event.cpu_parent, name))
+
+    with torch.profiler.profile() as profile:
+        work()
+    reads = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero",
+             "aten::masked_select", "aten::equal", "aten::unique2"}
+    assert any(event.name == "aten::mm" for event in profile.events())
+    return {event.name for event in profile.events()
+            if event.name in reads and not within(event, "aten::_fused_adamw_")}
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+def test_training_never_waits_for_the_device(controlled):
+    """Two steps, in pieces, with dropout; then the same with one glance at the loss."""
+    model = tiny_model(torch.float32, dropout=0.1, control_stride=2 if controlled else 0)
+    config = TrainConfig(steps=4, batch_size=8, micro_batch=3, loss_rows=16)
+    optimizer = training.make_optimizer(model, config.weight_decay, config.betas)
+
+    def edges(tokens):
+        return torch.ones(len(tokens), 1, 6, 10)
+
+    steps = training.train_arpg(model, model, training.average_of(model), FakeIds(), config, 0,
+                                optimizer, control=edges if controlled else None)
+    next(steps)
+    assert waits(lambda: (next(steps), next(steps))) == set()
+    assert "aten::item" in waits(lambda: next(steps)["loss"].item())
