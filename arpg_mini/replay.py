@@ -89,15 +89,15 @@ class Recorder:
                [isinstance(v, Tensor) and (v.shape, v.dtype, v.device) for v in plan],
                [getattr(how, f.name) for f in fields(how) if f.name not in PLANNED],
                [(p.data_ptr(), p.dtype) for p in model.parameters()])
-        # Autocast keeps copies of the weights only as long as it is on. And a recording has one
-        # memory: a decode that begins while another is under way must not use it.
-        plain = not plan.sizes or torch.is_autocast_enabled(plan.ids.device.type)
-        if plain or (self.recording and self.recording.busy):
+        # Autocast keeps copies of the weights only as long as it is on.
+        if not plan.sizes or torch.is_autocast_enabled(plan.ids.device.type):
             yield from run_steps(model, plan, how)
         elif key != self.key:
             self.key = self.recording = None            # which may hold the memory that is needed
             yield from run_steps(model, plan, how)
             self.key, self.recording = key, None
+        elif self.recording and self.recording.busy:    # one memory can't serve two at a time
+            yield from run_steps(model, plan, how)
         else:
             self.recording = self.recording or Recording(model, plan, how, self.graph)
             yield from self.recording.run(plan)
