@@ -27,8 +27,9 @@ def compile_blocks(model: ARPG, **options) -> None:
     mask are cases of their own: some ten compilations in a first decode, none in later ones like
     it. Rounding may differ from what blocks compute that are not compiled.
     """
-    limit = torch._dynamo.config.recompile_limit        # counted over all layers; 8 by default
-    torch._dynamo.config.recompile_limit = max(64, limit)
+    config = torch._dynamo.config
+    config.recompile_limit = max(64, config.recompile_limit)    # over all layers; 8 by default
+    config.specialize_float = True              # or rates and epsilons would be read from tensors
     for block in [*model.content, *model.query]:
         block.compile(dynamic=True, **options)
 

@@ -4,6 +4,8 @@ No GPU is needed: a tape stands in for a CUDA graph. It keeps every operation wi
 replayed does each again on the same memory, so what was a number on the host stays what it was.
 """
 
+import inspect
+import re
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -11,6 +13,7 @@ from functools import partial
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -311,13 +314,12 @@ def test_steps_happen_on_the_device_alone(how):
 @contextmanager
 def compiling():
     """The compiler as if never used; afterwards, too."""
-    limit = torch._dynamo.config.recompile_limit
     torch._dynamo.reset()
     counters.clear()
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=8, specialize_float=False):
+            yield
     finally:
-        torch._dynamo.config.recompile_limit = limit
         torch._dynamo.reset()
         counters.clear()
 
@@ -328,6 +330,7 @@ def test_all_steps_and_layers_are_compiled_together():
 
     def backend(graph, inputs):
         compiled.append(graph)
+        assert "item" not in {node.target for node in graph.graph.nodes}, "waits for the device"
         return graph.forward
 
     def count(steps, layers=2, batch=2, **how):
@@ -350,12 +353,67 @@ def test_all_steps_and_layers_are_compiled_together():
         assert 0 < count(16, within_step="causal") <= 4
 
 
+def draw(model):
+    return [decode(model, [0, 1], [s, s + 1], steps=8) for s in range(3)]
+
+
 @pytest.mark.slow
 def test_with_the_real_compiler_it_draws_the_same():
     model = tiny_model(torch.float32)
-    expected = [decode(model, [0, 1], [s, s + 1], steps=8) for s in range(3)]
+    expected = draw(model)
     with compiling():
         replay.speed_up(model, torch.device("cpu"))
         assert model.run_steps is None
-        assert all(torch.equal(decode(model, [0, 1], [s, s + 1], steps=8), ids)
-                   for s, ids in enumerate(expected))
+        drawn, code = run_and_get_code(draw, model)
+    assert all(map(torch.equal, drawn, expected))
+    # The cache is written where it is: no other (2, B, H, slots, K) is made.
+    assert code and not re.search(r"empty_strided_cpu\(\(2, \w+, 2, [^()]*, 12\)", "".join(code))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_graphs_replay_plain_decodes(compiled, taped):
+    model = tiny_model(torch.float32).cuda()
+    expected = [decode(model, *arguments(i)[:2], **arguments(i)[2]) for i in range(4)]
+    with compiling():
+        model.run_steps = replay.Recorder()
+        if compiled:
+            replay.speed_up(model, torch.device("cuda"))
+        drawn = [decode(model, *arguments(i)[:2], **arguments(i)[2]) for i in range(4)]
+    assert all(map(torch.equal, drawn, expected)) and len(taped) == 1
+
+
+def test_graphs_share_the_first_ones_memory(monkeypatch):
+    """As far as it can be seen without a GPU: `torch.cuda.graph` is given what it takes."""
+    class Graph:
+        def pool(self):
+            return self
+
+    given, takes = [], inspect.signature(torch.cuda.graph)
+
+    @contextmanager
+    def graph(*arguments, **how):
+        given.append(takes.bind(*arguments, **how).arguments)
+        yield
+        given[-1]["ended"] = True
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    made: list = []
+    for _ in range(3):
+        made.append(replay.cuda_graph(lambda: given[-1].update(worked="ended" not in given[-1]),
+                                      made))
+    assert [g["cuda_graph"] for g in given] == made and all(g["worked"] for g in given)
+    assert [g["pool"] for g in given] == [None, made[0], made[0]]
+
+
+def test_the_flag_speeds_up_what_is_drawn_with(finished, sample, mistake, monkeypatch, tmp_path):
+    sped = []
+    monkeypatch.setattr(replay, "speed_up", lambda model, device: sped.append((model, device)))
+    sample(finished[0], "--count", 2, "--steps", 2, "--npz", "x.npz")
+    assert not sped
+    sample(finished[0], "--count", 2, "--steps", 2, "--npz", "x.npz", "--compile")
+    assert len(sped) == 1 and sped[0][0].run_steps is None
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "compile", lambda f: 1 / 0)
+    assert "--compile" in mistake(sample_mini, finished[0], "--compile", "--device", "cpu")
