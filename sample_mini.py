@@ -76,6 +76,8 @@ def parse(arguments: list[str] | None = None):
     where.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     where.add_argument("--gpus", type=int, default=1,
                        help="processes that share the work, one a GPU")
+    where.add_argument("--compile", action="store_true", help="torch.compile the blocks and, on "
+                       "cuda, replay batches as CUDA graphs: slower to start, for many images")
     return parser.parse_args(arguments)
 
 

@@ -129,8 +129,8 @@ def append(pair: Tensor, length: int, keys: Tensor, values: Tensor) -> tuple[Ten
     """Write (B, H, s, K) keys and values behind the `length` slots of one layer that are filled;
     return all up to and with them."""
     end = length + keys.shape[2]
-    pair[0, :, :, length:end] = keys
-    pair[1, :, :, length:end] = values
+    # In one piece: of two writes PyTorch's compiler makes copies of the whole pair.
+    pair[:, :, :, length:end] = torch.stack([keys, values])
     return pair[0, :, :, :end], pair[1, :, :, :end]
 
 

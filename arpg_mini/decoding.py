@@ -122,16 +122,14 @@ def inverse_cdf(logits: Tensor, noise: Tensor) -> Tensor:
     """
     cdf = logits.double().softmax(-1).cumsum(-1)                            # (..., V)
     total = cdf[..., -1:]
-    # So that rounding can't pass the end.
-    below_total = torch.nextafter(total, torch.zeros_like(total))
+    below_total = torch.nextafter(total, torch.zeros_like(total))   # rounding can't pass the end
     at = torch.minimum(noise[..., None].to(total) * total, below_total)
     return torch.searchsorted(cdf, at, right=True)[..., 0]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to decode; the keyword arguments of `decode` and its kin. ValueError names what can't
-    be."""
+    """How to decode: the keyword arguments of `decode`. ValueError names what can't be."""
 
     steps: int | Sequence[int] = 64  # T, 1 to the number of unknown positions; or the sizes, T ints
     schedule: str = "arccos"         # or "cosine", "constant": see `step_sizes`
@@ -191,9 +189,8 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     grid = tuple(settings.grid or model.config.grid)
     labels = torch.as_tensor(labels, device=device)
     n, batch = grid[0] * grid[1], len(labels)
-    against = torch.full_like(labels, model.null_label)
-    if settings.against is not None:
-        against = torch.as_tensor(settings.against, device=device)
+    against = (torch.full_like(labels, model.null_label) if settings.against is None
+               else torch.as_tensor(settings.against, device=device))
     if not len(seeds) == len(against) == batch:
         raise ValueError(f"{len(seeds)} seeds and {len(against)} classes to lead away from for "
                          f"{batch} labels: one a sample")
@@ -243,6 +240,13 @@ def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Itera
     """
     how = Settings(**settings)
     plan = make_plan(model, labels, seeds, how)
+    yield from (model.run_steps or run_steps)(model, plan, how)
+
+
+@torch.no_grad()
+def run_steps(model: ARPG, plan: Plan, how: Settings) -> Iterator[Tensor]:
+    """The steps of a plan. Shapes and settings alone say what the device is to do, and nothing
+    waits for what it did: so they can be recorded (see `replay.py`)."""
     rows, (batch, n) = len(plan.labels), plan.ids.shape
     repeat = rows // batch                                  # 2 with guidance: the same tokens twice
     weight = model.embedding.weight
@@ -304,8 +308,7 @@ def decode_sequential(model: ARPG, labels, seeds: Sequence[int], **settings) -> 
     for b in range(batch):
         # Slots of the content sequence: where each stands, and the step that wrote it.
         places, wrote = [n] + plan.known.tolist(), [0] + [1] * len(plan.known)
-        unknown = plan.orders[b].tolist()
-        done = 0
+        unknown, done = plan.orders[b].tolist(), 0
         for step, size in enumerate(plan.sizes, start=2):
             targets = unknown[done:done + size]
             done += size
@@ -315,8 +318,7 @@ def decode_sequential(model: ARPG, labels, seeds: Sequence[int], **settings) -> 
                 mask = group[:, None] >= group
             drawn = [draw_one(model, plan, how, b, places, mask, target, done)
                      for target in targets]
-            for target, token in zip(targets, drawn):
-                plan.ids[b, target] = token
+            plan.ids[b, targets] = plan.ids.new_tensor(drawn)
             places += targets
             wrote += [step] * size
     return plan.ids

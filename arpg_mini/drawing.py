@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import checkpoint, distributed, images, pretrained
+from . import checkpoint, distributed, images, pretrained, replay
 from .config import UserError
 from .control import edges
 from .decoding import Settings
@@ -117,6 +117,8 @@ def load(options, device: torch.device) -> Drawer:
     except ValueError as error:
         raise UserError(f"--{error.args[0].replace('_', '-', 1)}") from None
     settings |= dict(steps=steps, positions=options.positions, order=options.order)
+    if options.compile:
+        replay.speed_up(model, device)
     return Drawer(model, tokenizer, names, settings)
 
 

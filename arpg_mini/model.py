@@ -101,6 +101,8 @@ class ARPG(nn.Module):
     at `training`, and there only for dropout. So decoding is the same in either mode.
     """
 
+    run_steps = None        # what decodes with this model in place of `decoding.run_steps`, if any
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config

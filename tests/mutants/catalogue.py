@@ -10,7 +10,7 @@ from tests.mutants import Mutant
 ARPG, Cache = model.ARPG, attention.Cache
 FORWARD, READ, ASK = (ARPG, "forward"), (ARPG, "read"), (ARPG, "ask")
 CONTENT, QUERY = (attention.ContentAttention, "forward"), (attention.QueryAttention, "forward")
-DECODE, PLAN = (decoding, "decode_steps"), (decoding, "make_plan")
+DECODE, PLAN = (decoding, "run_steps"), (decoding, "make_plan")
 FILTER, BATCH = (decoding, "filter_logits"), (training, "draw_batch")
 TABLE, CHUNKS = (attention, "rotary_table"), (model.ChunkedCrossEntropy, "forward")
 
@@ -264,7 +264,7 @@ MUTANTS = [
             "F.dropout(self.embedding(ids), 0.1, self.training)")),
     Mutant("evaluation mode switched on, and off only at the end",
            learning.test_an_interrupted_decode_leaves_nothing_behind,
-           (*DECODE, "    how = Settings",
-            "    was = model.training\n    model.eval()\n    how = Settings"),
+           (*DECODE, "    rows, (batch, n) =",
+            "    was = model.training\n    model.eval()\n    rows, (batch, n) ="),
            (*DECODE, "    if not plan.sizes:", "    model.train(was)\n    if not plan.sizes:")),
 ]
