@@ -3,9 +3,9 @@
 import os
 from importlib import import_module
 
-# Threads that wait for each other sleep, where OpenMP would have them spin: a model of small
-# products is many times slower if another program wants the same cores. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that wait for each other soon go to sleep, where OpenMP would have them spin for long: small
+# products would be many times slower while another program wants the same cores. Read by torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {"ARPG": "model", "ModelConfig": "config", "TokenizerConfig": "config",
           "VQTokenizer": "tokenizer"}

@@ -3,7 +3,7 @@
 import os
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")             # as the package does, before torch
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")                # as the package does, before torch
 
 import numpy as np
 import pytest
