@@ -3,8 +3,8 @@
 import os
 from importlib import import_module
 
-# Threads that wait for each other soon go to sleep, where OpenMP would have them spin for long: small
-# products would be many times slower while another program wants the same cores. Read by torch.
+# Threads that wait for each other soon sleep, where OpenMP would have them spin for long: small
+# products would be many times slower while another program wants the cores. Read by torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {"ARPG": "model", "ModelConfig": "config", "TokenizerConfig": "config",
