@@ -1,7 +1,7 @@
 """The exercises: starters fail and say what to write, solutions pass, wrong answers are caught.
 
-A wrong answer is a function in `tests/wrong_answers/CHAPTER.py` named EXERCISE__MISTAKE; it stands in
-for EXERCISE among the solutions. Its docstring is a part of what the grader must say of it.
+A wrong answer is a function in `tests/wrong_answers/CHAPTER.py` named EXERCISE__MISTAKE. It stands
+in for EXERCISE among the solutions. Its docstring is a part of what the grader must say of it.
 """
 
 import importlib
