@@ -305,8 +305,8 @@ def test_average_step(answers):
             expect(f"weights[{i}] after {call}", weights[i].detach(), w,
                    "the model's weights were written to: only the average moves")
             expect(f"average[{i}] after {call}", a, d * b + (1 - d) * w, why(a, {
-                "the average did not change: `a = …` names a new tensor, and so does `average[i] = …`; "
-                "write into the old one (a.mul_, a.lerp_, a.copy_)": b,
+                "the average did not change: `a = …` names a new tensor, and so does "
+                "`average[i] = …`; write into the old one (a.mul_, a.lerp_, a.copy_)": b,
                 "roles are swapped: d is the share of the old average that stays":
                     (1 - d) * b + d * w,
                 "the average starts with the final decay: d grows from 0.1, min of the two":
