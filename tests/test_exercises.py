@@ -1,0 +1,91 @@
+"""The exercises: starters fail and say what to write, solutions pass, wrong answers are caught.
+
+A wrong answer is a function in `tests/wrong_answers/CHAPTER.py` named EXERCISE__MISTAKE. It stands
+in for EXERCISE among the solutions. Its docstring is a part of what the grader must say of it.
+"""
+
+import importlib
+import inspect
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers import ROOT
+
+CHAPTERS = sorted(f.stem for f in (ROOT / "tutorial" / "solutions").glob("ch*.py"))
+
+
+def graders(chapter: str) -> dict[str, list]:
+    """Exercise -> its tests: test_EXERCISE, or test_EXERCISE__WHAT."""
+    module = importlib.import_module(f"tutorial.exercises.test_{chapter[:4]}")
+    assert module.CHAPTER == chapter
+    found: dict[str, list] = {}
+    for name, test in vars(module).items():
+        if name.startswith("test_"):
+            found.setdefault(name[5:].split("__")[0], []).append(test)
+    return found
+
+
+def solution(chapter: str):
+    return importlib.import_module(f"tutorial.solutions.{chapter}")
+
+
+def starter(chapter: str):
+    return importlib.import_module(f"tutorial.exercises.{chapter}")
+
+
+def grade(tests: list, answers: SimpleNamespace) -> str:
+    """What the first test that fails says; "" if none does."""
+    for test in tests:
+        try:
+            test(lambda name: getattr(answers, name))
+        except pytest.fail.Exception as failure:
+            return str(failure)
+    return ""
+
+
+EXERCISES = [(chapter, name) for chapter in CHAPTERS for name in graders(chapter)]
+WRONG = [(chapter, name, mistake) for chapter, name in EXERCISES
+         for mistake in vars(importlib.import_module(f"tests.wrong_answers.{chapter}"))
+         if mistake.startswith(name + "__")]
+
+
+@pytest.mark.parametrize("chapter, name", EXERCISES)
+def test_the_starter_says_what_to_write(chapter, name):
+    said = grade(graders(chapter)[name], starter(chapter))
+    assert said.startswith("still to write: ") and name in said and len(said) > 30
+
+
+@pytest.mark.parametrize("chapter, name", EXERCISES)
+def test_the_solution_passes(chapter, name):
+    assert grade(graders(chapter)[name], solution(chapter)) == ""
+
+
+@pytest.mark.parametrize("chapter, name, mistake", WRONG)
+def test_the_wrong_answer_is_rejected_for_the_stated_reason(chapter, name, mistake):
+    wrong = getattr(importlib.import_module(f"tests.wrong_answers.{chapter}"), mistake)
+    answers = SimpleNamespace(**vars(solution(chapter)) | {name: wrong})
+    said = grade(graders(chapter)[name], answers)
+    reason = " ".join(inspect.getdoc(wrong).split())
+    assert reason in " ".join(said.split()), said or "accepted"
+
+
+@pytest.mark.parametrize("chapter, name", EXERCISES)
+def test_three_wrong_answers_and_all_that_a_student_needs(chapter, name):
+    assert len([w for w in WRONG if w[:2] == (chapter, name)]) >= 3
+    task = inspect.getdoc(getattr(starter(chapter), name))
+    assert re.search(r"Minutes: \d+", task) and "Example" in task
+    assert inspect.signature(getattr(starter(chapter), name)) == inspect.signature(
+        getattr(solution(chapter), name))
+    text, = (ROOT / "tutorial").glob(f"{chapter[2:4]}_*.md")
+    section = re.search(rf"### Exercise [^\n]*`{name}`.*?(?=\n##|\Z)", text.read_text(), re.S)
+    assert section, f"{text.name}: no '### Exercise … `{name}`'"
+    assert "<details>" in section[0], f"{text.name}: no hint behind a fold for {name}"
+
+
+def test_every_wrong_answer_is_of_an_exercise():
+    for chapter in CHAPTERS:
+        module = importlib.import_module(f"tests.wrong_answers.{chapter}")
+        for name in vars(module):
+            assert "__" not in name.strip("_") or (chapter, name.split("__")[0]) in EXERCISES, name

@@ -1,0 +1,123 @@
+"""Draw every figure of the tutorial into tutorial/figures/, from real tensors and real runs.
+
+    python -m tutorial.figures              all of them
+    python -m tutorial.figures ch03_scores  those whose names begin so
+
+Each chapter's are functions in `tutorial/drawn/chNN.py`, collected in its FIGURES: name -> function
+that returns a Pillow image. What they share is here.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+INK, PALE, WHERE, WHAT, GOOD, BAD = "#222222", "#bbbbbb", "#c2571a", "#1f5fa8", "#2d7d46", "#b3261e"
+
+
+def font(size: int = 14) -> ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """White, with a pen."""
+    image = Image.new("RGB", (width, height), "white")
+    return image, ImageDraw.Draw(image)
+
+
+def heat(values, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """(h, w) numbers -> (h, w, 3) uint8: white at `low` (default their least) to blue at `high`."""
+    values = np.asarray(values, dtype=float)
+    low, high = (values.min() if low is None else low), (values.max() if high is None else high)
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)[..., None]
+    return (255 + share * (np.array([31, 95, 168]) - 255)).round().astype(np.uint8)
+
+
+def cells(draw: ImageDraw.ImageDraw, at: tuple[int, int], colours: np.ndarray, size: int,
+          words: Sequence[Sequence[str]] | None = None, ink: str = INK) -> None:
+    """A grid of squares, (h, w, 3) uint8, its top left corner at `at`; words in them if given."""
+    for row, line in enumerate(colours):
+        for column, colour in enumerate(line):
+            x, y = at[0] + column * size, at[1] + row * size
+            draw.rectangle((x, y, x + size, y + size), fill=tuple(map(int, colour)), outline=PALE)
+            if words is not None:
+                draw.text((x + size / 2, y + size / 2), words[row][column], fill=ink,
+                          font=font(max(9, size // 3)), anchor="mm")
+
+
+def label(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int = 14,
+          fill: str = INK, anchor: str = "la") -> None:
+    draw.text(at, text, fill=fill, font=font(size), anchor=anchor)
+
+
+def arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float],
+          fill: str = INK, width: int = 2) -> None:
+    draw.line((*start, *end), fill=fill, width=width)
+    direction = np.subtract(end, start) / max(np.hypot(*np.subtract(end, start)), 1e-9)
+    side = np.array([-direction[1], direction[0]])
+    back = np.array(end) - 9 * direction
+    draw.polygon([tuple(end), tuple(back + 4 * side), tuple(back - 4 * side)], fill=fill)
+
+
+def plot(lines: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str, y_title: str,
+         size: tuple[int, int] = (520, 320), errors: dict[str, Sequence[float]] | None = None,
+         log_x: bool = False) -> Image.Image:
+    """Lines by their names, (x, y) each, with error bars if there are any."""
+    image, draw = canvas(*size)
+    left, top, right, bottom = 70, 20, size[0] - 20, size[1] - 50
+    scale = np.log2 if log_x else np.asarray
+    xs = np.concatenate([scale(np.array(x, float)) for x, _ in lines.values()])
+    spread = errors or {}
+    ys = np.concatenate([np.add.outer((-1, 1), np.zeros(len(y))) * np.array(
+        spread.get(name, np.zeros(len(y)))) + np.array(y, float)
+        for name, (_, y) in lines.items()], axis=1)
+    (x0, x1), (y0, y1) = (xs.min(), xs.max()), (ys.min(), ys.max())
+
+    def place(x, y):
+        return (left + (scale(float(x)) - x0) / max(x1 - x0, 1e-12) * (right - left),
+                bottom - (y - y0) / max(y1 - y0, 1e-12) * (bottom - top))
+
+    draw.line((left, top, left, bottom, right, bottom), fill=INK)
+    for y in np.linspace(y0, y1, 5):
+        label(draw, (left - 6, place(next(iter(lines.values()))[0][0], y)[1]), f"{y:.3g}", 12,
+              anchor="rm")
+    for x in next(iter(lines.values()))[0]:
+        label(draw, (place(x, y0)[0], bottom + 6), f"{x:g}", 12, anchor="ma")
+    label(draw, ((left + right) / 2, size[1] - 8), x_title, 13, anchor="md")
+    label(draw, (left + 4, 2), y_title, 13)
+    for (name, (x, y)), colour in zip(lines.items(), (WHAT, WHERE, GOOD, BAD, INK, "#7a3e9d")):
+        points = [place(a, b) for a, b in zip(x, y)]
+        draw.line(points, fill=colour, width=2)
+        for i, (a, b) in enumerate(points):
+            draw.ellipse((a - 3, b - 3, a + 3, b + 3), fill=colour)
+            if name in spread:
+                draw.line((*place(x[i], y[i] - spread[name][i]), *place(x[i], y[i]
+                          + spread[name][i])), fill=colour)
+        label(draw, (points[-1][0] - 6, points[-1][1] - 6), name, 12, colour, "rd")
+    return image
+
+
+def figures() -> dict[str, Callable[[], Image.Image]]:
+    """All, by name."""
+    found = {}
+    for file in sorted((HERE / "drawn").glob("ch*.py")):
+        found |= importlib.import_module(f"tutorial.drawn.{file.stem}").FIGURES
+    return found
+
+
+def main(prefixes: list[str]) -> None:
+    wanted = {name: draw for name, draw in figures().items()
+              if not prefixes or name.startswith(tuple(prefixes))}
+    (HERE / "figures").mkdir(exist_ok=True)
+    for name, draw in tqdm(wanted.items(), unit="figure"):
+        draw().convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
+            HERE / "figures" / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
