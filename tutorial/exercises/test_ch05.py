@@ -237,7 +237,8 @@ def decoder(flaw: str):
         plan = make_plan(model, labels, seeds, how)
         rows, (batch, n) = len(plan.labels), plan.ids.shape
         c, table, twice = model.config, plan.table, rows // batch
-        cache = Cache(c.content_layers + 1, rows, c.heads, n + 1, c.head_dim, dtype=torch.float64)
+        cache = Cache(c.content_layers + 1, rows, c.heads, n + 1, c.head_dim,
+                      dtype=model.head.weight.dtype)
 
         def read(positions):
             ids, s = plan.ids.gather(1, positions).repeat(twice, 1), positions.shape[1]
@@ -247,6 +248,8 @@ def decoder(flaw: str):
             return model.read(ids, table[positions].repeat(twice, 1, 1), mask=mask, cache=cache)
         keys, values = model.read(model.class_ids(plan.labels), table[torch.full((rows, 1), n)],
                                   cache=cache)
+        if len(plan.known):
+            keys, values = read(plan.known.expand(batch, -1))
         done, sizes = 0, [1] * sum(plan.sizes) if flaw == "one" else plan.sizes
         for size in sizes:
             if done:
@@ -267,7 +270,7 @@ def decoder(flaw: str):
             noise = plan.noise.gather(1, targets)
             if flaw == "noise":
                 noise = plan.noise[:, done - size:done]
-            drawn = sample(model.head(hidden), noise, done / n, how)
+            drawn = sample(model.head(hidden), noise, done / plan.orders.shape[1], how)
             plan.ids.scatter_(1, targets, drawn)
         return plan.ids
     return decode
