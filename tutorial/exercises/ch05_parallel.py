@@ -37,8 +37,8 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
     probability zero is never drawn, not even at noise 0 or at the largest number below 1.
 
     Example: probabilities 0.2, 0, 0.5, 0.3 have the running sums 0.2, 0.2, 0.7, 1. The number 0.1
-    draws id 0. The number 0.2 draws id 2: it is not below 0.2, and id 1 has no interval. The number
-    0.69 draws id 2, 0.7 draws id 3.
+    draws id 0, 0.21 and 0.69 draw id 2, 0.71 draws id 3. No number draws id 1: its interval, from
+    0.2 to 0.2, is empty.
 
     Minutes: 25
     """
