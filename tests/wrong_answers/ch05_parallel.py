@@ -1,0 +1,268 @@
+"""Wrong answers of chapter 5: `tests/test_exercises.py` says what they are for."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from arpg_mini import ARPG, ModelConfig
+from arpg_mini.attention import rotate
+from arpg_mini.decoding import decode_sequential, random_orders
+from tutorial.solutions import ch05_parallel as right
+
+
+def step_sizes__rounds_each(n, steps):
+    """rounding each size by itself loses or adds tokens"""
+    share = [math.acos(s / steps) / (math.pi / 2) for s in range(steps + 1)]
+    return [max(1, int(n * (a - b))) for a, b in zip(share, share[1:])]
+
+
+def step_sizes__empty_steps(n, steps):
+    """a step without a token"""
+    if not 1 <= steps <= n:
+        raise ValueError
+    left = [n] + [int(n * math.acos(s / steps) / (math.pi / 2)) for s in range(1, steps + 1)]
+    return [a - b for a, b in zip(left, left[1:])]
+
+
+def step_sizes__counts_steps_from_zero(n, steps):
+    """what is left after step s = 1, 2, …"""
+    sizes, done = [], 0
+    for s in range(steps - 1):
+        left = max(1, min(n - done - 1, int(n * math.acos(s / steps) / (math.pi / 2))))
+        sizes.append(n - done - left)
+        done += sizes[-1]
+    return sizes + [n - done]
+
+
+def step_sizes__reversed(n, steps):
+    """the first steps must be small"""
+    return right.step_sizes(n, steps)[::-1]
+
+
+def step_sizes__cosine(n, steps):
+    """this is the cosine schedule"""
+    sizes, done = [], 0
+    for s in range(1, steps):
+        left = max(1, min(n - done - 1, int(n * math.cos(math.pi / 2 * s / steps))))
+        sizes.append(n - done - left)
+        done += sizes[-1]
+    return sizes + [n - done]
+
+
+def step_sizes__forgets_half_pi(n, steps):
+    """rounded down"""
+    sizes, done = [], 0
+    for s in range(1, steps):
+        left = max(1, min(n - done - 1, int(n * math.acos(s / steps))))
+        sizes.append(n - done - left)
+        done += sizes[-1]
+    return sizes + [n - done]
+
+
+def step_sizes__accepts_anything(n, steps):
+    """more steps than tokens, or none, can't be: raise ValueError"""
+    return right.step_sizes(n, steps) if 1 <= steps <= n else [1] * n
+
+
+def draw__argmax(logits, noise):
+    """it depends on the number"""
+    return logits.argmax(-1)
+
+
+def draw__fresh_noise(logits, noise):
+    """it depends on the number, and on nothing else that is random"""
+    probabilities = logits.softmax(-1).view(-1, logits.shape[-1])
+    generator = torch.Generator().manual_seed(2)
+    return torch.multinomial(probabilities, 1, generator=generator).view(noise.shape)
+
+
+def draw__sums_over_the_first_axis(logits, noise):
+    """cumsum run over the last axis"""
+    cdf = logits.double().softmax(-1).cumsum(0)
+    return torch.searchsorted(cdf, noise[..., None], right=True)[..., 0].clamp(
+        max=logits.shape[-1] - 1)
+
+
+def draw__left_side(logits, noise):
+    """an id of probability zero was drawn, or the wrong side of a boundary"""
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(cdf, noise.double()[..., None])[..., 0]
+
+
+def draw__float32(logits, noise):
+    """the running sum ends a little below 1"""
+    cdf = logits.float().softmax(-1).cumsum(-1)
+    return torch.searchsorted(cdf, noise.float()[..., None], right=True)[..., 0]
+
+
+def draw__clamps_to_the_last_id(logits, noise):
+    """must draw the last id that has a probability"""
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(cdf, noise.double()[..., None], right=True)[..., 0].clamp(
+        max=logits.shape[-1] - 1)
+
+
+def attend(q, keys, values, mask=None, **how):
+    return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask,
+                                          **how).transpose(1, 2)
+
+
+def write(pair, start, k, v):
+    end = start + k.shape[1]
+    pair[0, :, :, start:end], pair[1, :, :, start:end] = k.transpose(1, 2), v.transpose(1, 2)
+    return pair[0, :, :, :end], pair[1, :, :, :end]
+
+
+def see(s, end, length, within_step):
+    return torch.ones(s, end, dtype=torch.bool).tril(length if within_step == "causal" else end)
+
+
+def cached_attention__overwrites_the_newest_slot(pair, length, q, k, v, rotary,
+                                                 within_step="block"):
+    """length counts the filled slots, so it is the first free one"""
+    start = max(length - 1, 0)
+    keys, values = write(pair, start, rotate(k, rotary), v)
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], start, within_step))
+
+
+def cached_attention__skips_a_slot(pair, length, q, k, v, rotary, within_step="block"):
+    """slots behind the new ones were written"""
+    keys, values = write(pair, length + 1, rotate(k, rotary), v)
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], length + 1, within_step))
+
+
+def cached_attention__concatenates(pair, length, q, k, v, rotary, within_step="block"):
+    """nothing was written into the memory"""
+    new = torch.stack([rotate(k, rotary).transpose(1, 2), v.transpose(1, 2)])
+    keys, values = torch.cat([pair[:, :, :, :length], new], 3)
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], length, within_step))
+
+
+def cached_attention__attends_to_all_memory(pair, length, q, k, v, rotary, within_step="block"):
+    """it attends to slots that nobody has written"""
+    write(pair, length, rotate(k, rotary), v)
+    mask = torch.ones(q.shape[1], pair.shape[3], dtype=torch.bool)
+    return attend(rotate(q, rotary), *pair, mask.tril(length) if within_step == "causal" else mask)
+
+
+def cached_attention__rotates_cached_keys_by_the_new_place(pair, length, q, k, v, rotary,
+                                                           within_step="block"):
+    """the keys are stored unrotated"""
+    keys, values = write(pair, length, k, v)
+    keys = rotate(keys.transpose(1, 2), rotary[:, -1:]).transpose(1, 2)
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], length, within_step))
+
+
+def cached_attention__rotates_twice(pair, length, q, k, v, rotary, within_step="block"):
+    """must not be turned again"""
+    keys, values = write(pair, length, rotate(k, rotary), v)
+    keys = rotate(keys.transpose(1, 2), rotary[:, -1:]).transpose(1, 2)
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], length, within_step))
+
+
+def cached_attention__halves_share_a_cache(pair, length, q, k, v, rotary, within_step="block"):
+    """rows of the batch share one row's keys and values"""
+    keys, values = write(pair, length, rotate(k, rotary)[:1].expand_as(k), v[:1].expand_as(v))
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], length, within_step))
+
+
+def cached_attention__reshapes_heads(pair, length, q, k, v, rotary, within_step="block"):
+    """not by a reshape"""
+    batch, s, heads, width = q.shape
+    end = length + s
+    pair[0, :, :, length:end] = rotate(k, rotary).reshape(batch, heads, s, width)
+    pair[1, :, :, length:end] = v.reshape(batch, heads, s, width)
+    return attend(rotate(q, rotary), *pair[:, :, :, :end], see(s, end, length, within_step))
+
+
+def cached_attention__is_causal(pair, length, q, k, v, rotary, within_step="block"):
+    """is_causal=True lines rows and columns up at the top left"""
+    keys, values = write(pair, length, rotate(k, rotary), v)
+    return attend(rotate(q, rotary), keys, values, is_causal=within_step == "causal")
+
+
+def cached_attention__always_block(pair, length, q, k, v, rotary, within_step="block"):
+    """a new token saw new ones behind it"""
+    return right.cached_attention(pair, length, q, k, v, rotary, "block")
+
+
+def cached_attention__always_causal(pair, length, q, k, v, rotary, within_step="block"):
+    """a new token must see those behind it as well"""
+    return right.cached_attention(pair, length, q, k, v, rotary, "causal")
+
+
+def cached_attention__reads_before_it_writes(pair, length, q, k, v, rotary, within_step="block"):
+    """they also see themselves"""
+    keys, values = write(pair, length, rotate(k, rotary), v)
+    seen = max(length, 1)
+    return attend(rotate(q, rotary), keys[:, :, :seen], values[:, :, :seen])
+
+
+def equal_everywhere(decode, sizes, withins=("block", "causal"), guidances=(1.0, 3.0),
+                     orders=None, batch=2, lively=True):
+    """The property over what is given; a mistake leaves something out."""
+    grid = (2, 3)
+    torch.manual_seed(1)
+    fresh = ARPG(ModelConfig(dim=16, content_layers=1, query_layers=1, heads=2, vocab_size=13,
+                             num_classes=3, grid=grid)).double()
+    model = right.lively_model(grid) if lively else fresh
+    for seed in range(4):
+        for within in withins:
+            for guidance in guidances:
+                how = dict(steps=sizes, within_step=within, guidance=guidance,
+                           orders=random_orders(range(seed + 9, seed + 9 + batch), 6)
+                           if orders is None else orders)
+                labels, seeds = torch.arange(batch) % 3, range(seed, seed + batch)
+                assert torch.equal(decode(model, labels, seeds, **how),
+                                   decode_sequential(model, labels, seeds, **how))
+
+
+def check_parallel__one_token_a_step(decode):
+    """an implementation that lets the queries of a step see each other"""
+    equal_everywhere(decode, [1] * 6)
+
+
+def check_parallel__block_only(decode):
+    """although within_step is "causal\""""
+    equal_everywhere(decode, [2, 1, 3], withins=["block"])
+
+
+def check_parallel__raster_order_only(decode):
+    """takes its noise by rank in the order, not by position"""
+    equal_everywhere(decode, [2, 1, 3], orders=torch.arange(6))
+
+
+def check_parallel__one_sample(decode):
+    """gives every row of the batch the first row's positions"""
+    equal_everywhere(decode, [2, 1, 3], batch=1)
+
+
+def check_parallel__no_guidance(decode):
+    """lets both guidance halves read one half's keys"""
+    equal_everywhere(decode, [2, 1, 3], guidances=[1.0])
+
+
+def check_parallel__fresh_model(decode):
+    """an implementation that lets the queries of a step see each other"""
+    equal_everywhere(decode, [2, 1, 3], lively=False)
+
+
+def check_parallel__shapes_only(decode):
+    """an implementation that lets the queries of a step see each other"""
+    ids = decode(right.lively_model((2, 3)), torch.tensor([1, 2]), [4, 5], steps=[2, 1, 3])
+    assert ids.shape == (2, 6) and ids.min() >= 0
+
+
+def check_parallel__fewer_steps_change_nothing(decode):
+    """the property asks for more than is true"""
+    for seed in range(4):
+        few, many = (decode(right.lively_model((2, 3)), torch.tensor([1]), [seed], steps=sizes,
+                            guidance=1.0) for sizes in ([2, 1, 3], [1] * 6))
+        assert torch.equal(few, many)
