@@ -26,7 +26,7 @@ def stripes(count: int, seed: int) -> Tensor:
 @lru_cache(maxsize=1)
 @torch.enable_grad()
 def stripes_model(steps: int = 200) -> ARPG:
-    """A model of one content and one query layer, one head, that has learned stripes (3 seconds).
+    """A model of one content and one query layer, one head, that has learned stripes (seconds).
 
     Shared between calls: leave it as it is.
     """
