@@ -1,0 +1,247 @@
+"""Graders of chapter 7."""
+
+import numpy as np
+import torch
+
+from arpg_mini import ARPG, ModelConfig
+from arpg_mini.decoding import decode
+from tutorial.exercises.grading import attempt, expect, fail, judge
+
+CHAPTER = "ch07_editing"
+
+
+def same(got, other) -> bool:
+    return isinstance(got, torch.Tensor) and got.shape == other.shape and torch.equal(
+        got.to(other.dtype), other)
+
+
+def explain(got, guesses: list[tuple[torch.Tensor, str]], otherwise: str) -> str:
+    """What it usually means to return one of the guesses."""
+    return next((reason for guess, reason in guesses if same(got, guess)), otherwise)
+
+
+# cells_of_box
+
+def cells(rows: range, columns: range, grid) -> torch.Tensor:
+    return torch.tensor([[r in rows and c in columns for c in range(grid[1])]
+                         for r in range(grid[0])])
+
+
+def test_cells_of_box(answers):
+    cells_of_box = answers("cells_of_box")
+    for box, stride, grid in [((3, 2, 9, 8), 4, (3, 4)), ((5, 1, 14, 7), 5, (2, 4)),
+                              ((6, 12, 18, 23), 6, (5, 3)), ((9, 3, 12, 7), 3, (3, 4)),
+                              ((13, 6, 14, 7), 7, (3, 2)), ((2, 1, 3, 9), 3, (4, 5))]:
+        x0, y0, x1, y1 = box
+        call = f"cells_of_box({box}, stride={stride}, grid={grid})"
+        got = attempt(call, lambda: cells_of_box(box, stride, grid))
+        # By the definition: a look at every pixel of every cell.
+        expected = torch.tensor([[any(x0 <= x < x1 and y0 <= y < y1
+                                      for y in range(r * stride, (r + 1) * stride)
+                                      for x in range(c * stride, (c + 1) * stride))
+                                  for c in range(grid[1])] for r in range(grid[0])])
+        up = [-(-n // stride) for n in box]
+        down = [n // stride for n in box]
+        guesses = [
+            (cells(range(down[0], up[2]), range(down[1], up[3]), grid),
+             "rows and columns are swapped: x counts columns, the second axis of the mask"),
+            (cells(range(down[1], down[3]), range(down[0], down[2]), grid),
+             "the end is rounded down, which loses the last cell that is touched: round it up"),
+            (cells(range(up[1], down[3]), range(up[0], down[2]), grid),
+             "only cells wholly inside the box are marked; one pixel is enough"),
+            (cells(range(down[1], down[3] + 1), range(down[0], down[2] + 1), grid),
+             "off by one at the end: x1 and y1 are the first pixels outside, and when they are "
+             "multiples of the stride the cell that starts there is not touched")]
+        expect(call, got, expected, explain(got, guesses, "starts round down, ends round up"))
+
+
+# place
+
+def test_place(answers):
+    place = answers("place")
+    rng = np.random.default_rng(71)
+    for (h, w), grid, (row, column) in [((2, 3), (4, 7), (1, 3)), ((1, 4), (3, 6), (2, 0)),
+                                        ((3, 2), (3, 5), (0, 3))]:
+        ids = torch.from_numpy(rng.permutation(9)[:h * w].reshape(h, w))
+        call = f"place({ids.tolist()}, grid={grid}, at={(row, column)})"
+        before = ids.clone()
+        got = attempt(call, lambda: place(ids, grid, (row, column)))
+        expected = torch.tensor([[int(before[r - row, c - column]) if row <= r < row + h
+                                  and column <= c < column + w else -1 for c in range(grid[1])]
+                                 for r in range(grid[0])])
+        usually = "at is (row, column) of the picture's top left id"
+        if isinstance(got, torch.Tensor) and got.shape == expected.shape:
+            if got.is_floating_point():
+                usually = "ids are whole numbers: make the grid with dtype int64, as ids have it"
+            elif same(got, expected.clamp(min=0)):
+                usually = "0 is an id like any other; what is unknown is -1"
+        expect(call, got, expected, usually)
+        if not torch.equal(ids, before):
+            fail(call, ids, before, "the given ids were written to")
+
+
+def test_place__fits(answers):
+    place = answers("place")
+    ids = torch.tensor([[4, 1, 6], [2, 0, 5]])
+    for at in [(3, 1), (1, 4), (-1, 2), (0, -1), (-2, -3)]:
+        def work():
+            try:
+                return place(ids, (4, 6), at)
+            except ValueError:
+                return ValueError
+        call = f"place(2x3 ids, grid=(4, 6), at={at})"
+        got = attempt(call, work)
+        if got is not ValueError:
+            fail(call, got, "ValueError", "a negative index counts from the end, and a slice that "
+                 "reaches too far is cut, without a word: check before")
+    call = "place(2x3 ids, grid=(4, 6), at=(2, 3))"
+    expect(call, tuple(attempt(call, lambda: place(ids, (4, 6), (2, 3))).shape), (4, 6),
+           "a picture that just fits is no mistake")
+
+
+# inpaint: a tokenizer and a decoder of a few lines, which listen.
+
+class Listening:
+    """encode, decode and to_pixels; what each was given is kept. An id says something of its own
+    cell and something of the whole picture, as with a real encoder."""
+
+    def __init__(self, stride: int):
+        self.stride, self.seen, self.known, self.drawn = stride, [], [], []
+
+    def encode(self, images):
+        self.seen.append(images.detach().clone())
+        means = torch.nn.functional.avg_pool2d(images.double(), self.stride).mean(1)
+        everywhere = images.double().flatten(1).mean(1)[:, None, None]
+        return ((means + 3 * everywhere) * 1000).round().long() % 50
+
+    def decode(self, known):
+        self.known.append(known.detach().clone())
+        position = torch.arange(known.shape[1])
+        drawn = (7 * position + 3 * known.clamp(min=0).sum(1, keepdim=True) + 11) % 50
+        self.drawn.append(torch.where(known >= 0, known, drawn))
+        return self.drawn[-1].clone()
+
+    def to_pixels(self, ids):
+        wide = ids.repeat_interleave(self.stride, 1).repeat_interleave(self.stride, 2)
+        return torch.stack([wide / 50 - 1 + 0.001 * channel for channel in range(3)], 1).float()
+
+
+INPAINT_CASES = [((5, 2, 14, 7), 4, (3, 5)), ((1, 3, 7, 9), 3, (4, 3)), ((9, 5, 10, 6), 5, (2, 4))]
+
+
+def inpaint_case(box, stride, grid, seed):
+    generator = torch.Generator().manual_seed(seed)
+    height, width = (n * stride for n in grid)
+    images = torch.rand(2, 3, height, width, generator=generator) * 2 - 1
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[box[1]:box[3], box[0]:box[2]] = True
+    mask[0, width - 1] = True                           # and one pixel in a corner
+    return images, mask
+
+
+def test_inpaint(answers):
+    inpaint = answers("inpaint")
+    for number, (box, stride, grid) in enumerate(INPAINT_CASES):
+        images, mask = inpaint_case(box, stride, grid, 70 + number)
+        n = grid[0] * grid[1]
+        call = (f"inpaint(images {tuple(images.shape)}, mask of box {box} and pixel "
+                f"({images.shape[3] - 1}, 0), stride={stride})")
+
+        def run(pictures):
+            tools = Listening(stride)
+            result = attempt(call, lambda: inpaint(
+                pictures, mask, stride, tools.encode, tools.decode, tools.to_pixels))
+            return tools, result
+
+        before = images.clone()
+        tools, got = run(images)
+        if not torch.equal(images, before):
+            fail(call, "images were written to", "images as they were", "use masked_fill or "
+                 "torch.where, or clone first: the caller's picture is not yours")
+        for name, heard in (("encode", tools.seen), ("decode", tools.known)):
+            if not heard:
+                fail(call, f"{name} was not called", f"one call of {name}", "the ids come from "
+                     "encode, and what is missing in them from decode")
+        pooled = mask.view(grid[0], stride, grid[1], stride)
+        touched = pooled.any(3).any(1).flatten()
+        known, what = tools.known[-1], f"the known ids that decode was given, in {call}"
+        unknown = known == -1
+        expected = torch.stack([touched] * 2)
+        whole = pooled.all(3).all(1).flatten().expand(2, n)
+        half = (pooled.float().mean((1, 3)) > 0.5).flatten().expand(2, n)
+        guesses = [(~expected, "the mask is inverted: what it covers is unknown, the rest known"),
+                   (torch.ones(2, n), "nothing is known to the decoder, so what it draws cannot "
+                    "fit: give it the ids outside the mask"),
+                   (whole, "a cell that is covered in part is to be drawn too: its id speaks of "
+                    "pixels that are gone"),
+                   (half, "a cell that is covered in part is to be drawn too, be it by one pixel")]
+        expect(f"where -1 stands in {what}", unknown, expected,
+               explain(unknown, guesses, "a cell is unknown if any of its pixels is in the mask"))
+        seen = tools.seen[-1]
+        outside = ~mask.expand_as(images)
+        if seen.shape != images.shape or not torch.equal(seen[outside], images[outside]):
+            fail(f"the picture that encode was given, in {call}", seen, "the known pixels as they "
+                 "were", "hide the masked pixels alone, not whole cells nor the known ones")
+        other = torch.where(mask, -images, images)
+        if not torch.equal(run(other)[0].known[-1], known):
+            fail(f"{call}, twice, with other pixels under the mask",
+                 "known ids that differ", "the same known ids", "the encoder saw what the mask "
+                 "hides: it looks further than a cell, so hide those pixels before you encode")
+        ids = tools.encode(seen).flatten(1)
+        expect(what, known, ids.masked_fill(expected, -1), "known ids are those that encode "
+               "returned, flattened row by row")
+        made = tools.to_pixels(tools.drawn[-1].view(2, *grid))
+        right = torch.where(mask, made, images)
+        cellwise = touched.view(grid).repeat_interleave(stride, 0).repeat_interleave(stride, 1)
+        guesses = [(made, "the pixels outside the mask must come back from the picture: what ids "
+                    "stand for is near it, not equal to it"),
+                   (torch.where(cellwise, made, images), "whole cells were replaced; pixels of a "
+                    "touched cell that the mask does not cover stay as they were"),
+                   (torch.where(mask, images, made), "the two pictures are exchanged: inside the "
+                    "mask stands what was made")]
+        expect(call, got, right, explain(got, guesses, "inside the mask what was made, outside "
+                                         "what was there"))
+
+
+# check_known_stays
+
+def strong_model() -> ARPG:
+    torch.manual_seed(77)
+    model = ARPG(ModelConfig(dim=24, content_layers=1, query_layers=1, heads=2, ffn_hidden=32,
+                             vocab_size=7, num_classes=3, grid=(3, 4), dropout=0.0))
+    for p in model.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.5)
+    return model
+
+
+def test_check_known_stays(answers):
+    model = strong_model()
+
+    def right(known, seed):
+        steps = min(3, max(1, int((known < 0).sum())))
+        return decode(model, [2], [seed], steps=steps, known=known, guidance=1.0)[0]
+
+    def drawn_without(forgotten):
+        """The ids where they are known, of a picture drawn without the `forgotten` ones."""
+        def complete(known, seed):
+            drawn = right(known.masked_fill(forgotten(known), -1), seed)
+            return torch.where(known >= 0, known, drawn)
+        return complete
+
+    def all_but_first(known):
+        return (known >= 0).cumsum(0) > 1
+
+    def last_left(known, seed):
+        drawn = right(known, seed)
+        drawn[(known < 0).nonzero()[-1]] = -1
+        return drawn
+
+    judge("check_known_stays", answers("check_known_stays"), right, [
+        ("draws known cells anew", lambda known, seed: right(torch.full_like(known, -1), seed)),
+        ("pastes known ids onto a picture that was drawn without them",
+         drawn_without(lambda known: known >= 0)),
+        ("takes id 0 for unknown",
+         lambda known, seed: right(known.masked_fill(known == 0, -1), seed)),
+        ("leaves the last unknown cell at -1", last_left),
+        ("reads the first known cell alone", drawn_without(all_but_first))])
