@@ -146,7 +146,7 @@ class Bench:
         *shapes(min(8000, 2 * self.size.pictures), seed=1_000_003), self.size.judge_steps))
     ids = cached_property(lambda self: Encoded(self.tokenizer, *shapes(self.size.pictures, 0)))
     held_out = cached_property(
-        lambda self: Encoded(self.tokenizer, *shapes(min(2000, self.size.pictures), 1)))
+        lambda self: Encoded(self.tokenizer, *shapes(min(2000, self.size.pictures // 4), 1)))
 
     def model(self, kind: str, seed: int) -> ARPG:
         """The average of a model's weights after training it, from `seed`."""
