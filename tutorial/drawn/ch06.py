@@ -1,12 +1,15 @@
 """Figures of chapter 6: guidance on three ids, step sizes, the price of parallelism."""
 
 import json
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 from arpg_mini.decoding import SCHEDULES, guide, step_sizes
-from tutorial.figures import GOOD, HERE, INK, PALE, WHAT, WHERE, arrow, canvas, label
+from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, label
+
+RESULTS = Path(__file__).parent.parent / "results.json"
 
 
 def guidance() -> Image.Image:
@@ -47,7 +50,7 @@ def schedules() -> Image.Image:
 
 def price() -> Image.Image:
     """The README's table, `block`, with the standard errors of 500 pictures."""
-    results, steps = json.loads((HERE / "results.json").read_text()), (1, 2, 4, 8, 16, 32)
+    results, steps = json.loads(RESULTS.read_text()), (1, 2, 4, 8, 16, 32)
     image, draw = canvas(560, 320)
     left, step, bottom, height = 60, 90, 265, 225
     for share in (0, 0.25, 0.5, 0.75, 1):
