@@ -26,13 +26,14 @@ def rows() -> Image.Image:
                 x += side
             left = x - side * len(piece)
             draw.rectangle((left + 2, 38, x - 2, 34 + side), outline=INK, width=2)
-            label(draw, ((left + x) / 2, 86), f"{len(piece)}·3/11", 12, anchor="ma")
+            label(draw, ((left + x) / 2, 86), f"{world * len(piece)}/11", 12, anchor="ma")
         label(draw, ((start + x) / 2, 110), f"rank {rank}: {len(mine)} rows", 14, HUES[2 * rank],
               "ma")
         x += 48 if rank < world - 1 else 0
-    label(draw, (12, 140), "A piece's mean loss times its weight, gradients added up in the rank and "
-                           "averaged over the ranks:", 13)
-    label(draw, (12, 160), "each row counts 1/11, whichever piece and rank it is in.", 13)
+    for y, line in ((140, "Below a piece is its weight. Gradients are added up in a rank and "
+                          "averaged over the ranks:"),
+                    (160, "each row counts 1/11, whichever piece and rank it is in.")):
+        label(draw, (12, y), line, 13)
     return image
 
 
