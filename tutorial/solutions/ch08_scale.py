@@ -1,0 +1,45 @@
+"""Chapter 8, to ImageNet: one way to write it."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, peak: float, final: float) -> float:
+    """`step + 1`, so that the first step learns something."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / (steps - warmup)
+    return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def training_bytes(shapes: list[tuple[int, ...]], processes: int, shard: bool) -> dict[str, int]:
+    """Copies do not get smaller by being many."""
+    count = sum(math.prod(shape) for shape in shapes)
+    held = -(-count // processes) if shard else count
+    return {"weights": 4 * held, "gradients": 4 * held, "moments": 8 * held, "average": 4 * held}
+
+
+def rows_of(seed: int, step: int, batch: int, n: int, rank: int, world: int,
+            micro_batch: int) -> list[tuple[Tensor, float]]:
+    """Drawn for all, then cut. A row counts weight / (rows of its piece) / world = 1 / batch."""
+    orders = torch.from_numpy(
+        np.random.default_rng([seed, step]).random((batch, n)).argsort(axis=1))
+    mine = orders[rank * batch // world:(rank + 1) * batch // world]
+    return [(piece, len(piece) * world / batch) for piece in mine.split(micro_batch)]
+
+
+def check_resume(train: Callable) -> None:
+    """Disturb the global stream between the parts, and continue twice from one state."""
+    torch.manual_seed(3)
+    whole = train(None, 12)
+    torch.manual_seed(3)
+    middle = train(None, 5)
+    for other_seed in (8, 9):
+        torch.manual_seed(other_seed)
+        end = train(middle, 7)
+        for name in ("weights", "average"):
+            assert torch.equal(end[name], whole[name]), (name, other_seed)
