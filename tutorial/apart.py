@@ -102,6 +102,6 @@ def run(graders: Path, grader: str, chapter: str, answers: Path, tests: list[str
             if not report.is_file() or report.stat().st_size > 16 * LARGEST:
                 return "crashed", {}
             found = {case.get("name"): verdict(case) for case in xml.parse(report).iter("testcase")}
-        except (OSError, xml.ParseError):
+        except (OSError, ValueError, LookupError, xml.ParseError):
             return "crashed", {}
     return ("" if found.pop(f"test_{mark}", ("", ""))[0] == "failed" else "crashed"), found
