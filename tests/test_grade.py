@@ -202,3 +202,18 @@ def test_unreadable_or_linked_answers_are_their_own_students(classroom):
     with open(linked, "wb") as file:
         file.truncate(apart.LARGEST + 1)
     assert grade.grade(graders, "test_ch01.py", linked, None, None)["half"][0] == "missing"
+
+
+@pytest.mark.slow
+def test_the_solutions_pass_where_graders_run(tmp_path, monkeypatch, capsys):
+    """Every chapter's, in the copy that has neither solutions nor figures; starters are to write.
+    """
+    shutil.copytree(ROOT / "tutorial" / "exercises", tmp_path / "class" / "untouched")
+    code, _, _ = call(monkeypatch, capsys, tmp_path / "class", "--solutions", "--csv",
+                      tmp_path / "grades.csv", "--seconds", 300)
+    with open(tmp_path / "grades.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert code == 0 and len(lines) >= 8
+    for line in lines:
+        assert line["result"] == ("passed" if line["student"] == grade.SOLUTIONS
+                                  else "not written"), line

@@ -49,14 +49,15 @@ def stop_all(process: subprocess.Popen, mark: str) -> None:
 def verdict(case: xml.Element) -> tuple[str, str]:
     """What a test's entry in the report means, and what it says."""
     for child in case:
-        message, said = child.get("message", ""), (child.text or "").strip()
+        message = child.get("message", "")
+        said = message.removeprefix("Failed: ") if child.tag == "failure" else child.text or message
         if child.tag == "failure" and message.startswith("Failed: still to write"):
             return "not written", said
         if child.tag == "failure" and message.startswith(("Failed", "AssertionError")):
             return ("missing" if "; keep the names of the exercise" in said else
                     "crashed" if NO_IMPORT in said else "failed"), said
         if child.tag in ("failure", "error"):
-            return "crashed", said or message
+            return "crashed", said
     return "passed", ""
 
 
