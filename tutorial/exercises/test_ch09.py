@@ -1,0 +1,243 @@
+"""Graders of chapter 9."""
+
+import torch
+from torch import Tensor
+
+from tutorial.exercises.grading import attempt, expect, fail, judge
+
+CHAPTER = "ch09_measuring"
+
+
+def features(n: int, d: int, seed: int) -> Tensor:
+    """(n, d) float32: correlated, of unlike spreads, off centre."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, d, generator=g) @ torch.randn(d, d, generator=g)
+            + 2 * torch.randn(d, generator=g))
+
+
+def moments(x: Tensor, centre: int = 0, less: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and covariance; the other arguments make them as one should not."""
+    apart = x.double() - x.double().mean(centre, keepdim=True)
+    return x.double().mean(0), apart.T @ apart / (len(x) - less)
+
+
+def square_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def formula(m: Tensor, c: Tensor, n: Tensor, k: Tensor, means=None, cross=None) -> float:
+    """The distance by the eigenvalues of the product; parts of it can be replaced."""
+    means = (m - n).square().sum() if means is None else means
+    if cross is None:
+        cross = torch.linalg.eigvals(c @ k).real.clamp(min=0).sqrt().sum()
+    return float(means + c.trace() + k.trace() - 2 * cross)
+
+
+def misconceptions(x: Tensor, y: Tensor) -> dict[str, float]:
+    """What usually goes wrong -> the number that comes out then."""
+    (m, c), (n, k) = moments(x), moments(y)
+    roots = square_root(c), square_root(k)
+    return {
+        "the trace of C C' itself: its square root, as a matrix, was forgotten":
+            formula(m, c, n, k, cross=(c @ k).trace()),
+        "a root of every entry of C C': the square root of a matrix is R with R R = C C'":
+            formula(m, c, n, k, cross=(c @ k).diagonal().clamp(min=0).sqrt().sum()),
+        "eigh took C C' for symmetric, which it is not: it reads one triangle only":
+            formula(m, c, n, k, cross=torch.linalg.eigvalsh(c @ k).clamp(min=0).sqrt().sum()),
+        "each feature on its own: what lies off the diagonals of C and C' counts too":
+            formula(m, c.diagonal().diag(), n, k.diagonal().diag()),
+        "standard deviations in place of covariances":
+            formula(m, roots[0], n, roots[1]),
+        "the means are missing": formula(m, c, n, k, means=0.0),
+        "the distance of the means was not squared":
+            formula(m, c, n, k, means=(m - n).norm()),
+        "the cross term is there once: it counts twice": formula(
+            m, c, n, k, cross=torch.linalg.eigvals(c @ k).real.clamp(min=0).sqrt().sum() / 2),
+        "each row was centred at its own mean: the mean is over pictures, not over features":
+            formula(m, moments(x, 1)[1], n, moments(y, 1)[1]),
+        "divided by n: the covariance of a sample is divided by n - 1":
+            formula(m, moments(x, less=0)[1], n, moments(y, less=0)[1]),
+    }
+
+
+def test_frechet_distance(answers):
+    x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [4.0], [8.0]])
+    cases = [("one feature", x, y), ("two features", features(6, 2, 3), features(9, 2, 4)),
+             ("five features", features(30, 5, 5), features(23, 5, 6))]
+    for name, x, y in cases:
+        call = f"frechet_distance({name}: {tuple(x.shape)}, {tuple(y.shape)})"
+        got = attempt(call, lambda: answers("frechet_distance")(x.clone(), y.clone()))
+        expected = formula(*moments(x), *moments(y))
+        if not isinstance(got, float):
+            fail(call, got, expected, "a float is asked for: .item() or float()")
+        if not abs(got - expected) < 1e-4 * (1 + abs(expected)):
+            said = [what for what, value in misconceptions(x, y).items()
+                    if abs(got - value) < 1e-4 * (1 + abs(value))]
+            fail(call, got, expected, said[0] if said else
+                 "compare m, C, and tr((C C')^½) by hand on the example of the task")
+
+
+def test_frechet_distance__of_few_pictures(answers):
+    """Fewer pictures than features: singular covariances."""
+    for n, k, d in ((4, 5, 9), (7, 3, 6)):
+        x, y = features(n, d, n), features(k, d, k)
+        call = f"frechet_distance({(n, d)}, {(k, d)})"
+        got = attempt(call, lambda: answers("frechet_distance")(x, y))
+        expected = formula(*moments(x), *moments(y))
+        if not abs(got - expected) < 1e-3 * expected:
+            fail(call, got, expected, "eigenvalues that should be 0 are a little below it, and the "
+                 "square root of that is nan: clamp them")
+
+
+def test_frechet_distance__far_from_the_origin(answers):
+    x, y = features(30, 3, 8).round() + 6000, features(40, 3, 9).round() + 6001
+    call = "frechet_distance((30, 3), (40, 3)), whole numbers about 6,000"
+    got = attempt(call, lambda: answers("frechet_distance")(x, y))
+    expected = formula(*moments(x), *moments(y))
+    if not abs(got - expected) < 1e-6 * expected:
+        fail(call, got, expected, "float32 has seven digits, and means that large use them up: "
+             ".double() first")
+
+
+SIZES = {"attn_norm.weight": (6,), "attn.to_q.weight": (4, 6), "attn.to_k.weight": (4, 6),
+         "attn.to_v.weight": (4, 6), "attn.proj.weight": (6, 4), "ffn_norm.weight": (6,),
+         "ffn.w1.weight": (5, 6), "ffn.w3.weight": (5, 6), "ffn.w2.weight": (6, 5)}
+OURS = {"attention_norm.gain": ("attn_norm",), "attention.out.weight": ("attn.proj",),
+        "attention.qkv.weight": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "ffn_norm.gain": ("ffn_norm",), "ffn.w2.weight": ("ffn.w2",),
+        "ffn.w13.weight": ("ffn.w1", "ffn.w3")}
+
+
+def checkpoint(blocks=(3, 0, 10)) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Released names and ours, of some blocks; no two numbers alike."""
+    g = torch.Generator().manual_seed(11)
+    theirs, ours = {}, {}
+    for i in blocks:
+        block = {name: torch.randn(size, generator=g) for name, size in SIZES.items()}
+        theirs |= {f"layers.self_dec.{i}.{name}": tensor for name, tensor in block.items()}
+        ours |= {f"content.{i}.{name}": torch.cat([block[f"{part}.weight"] for part in parts])
+                 for name, parts in OURS.items()}
+    return theirs, ours
+
+
+def compare(call: str, got: dict, expected: dict) -> None:
+    """Names first, then shapes, then numbers, with what each usually means."""
+    if not isinstance(got, dict):
+        fail(call, got, "a dict", "return the new dict; state itself stays as it is")
+    if set(got) != set(expected):
+        fail(call, sorted(set(got) - set(expected))[:3], sorted(set(expected) - set(got))[:3],
+             "these names are too many, and those are missing: every block number, whatever it is")
+    for name, right in expected.items():
+        one, usually = got[name], "a tensor under the name of another"
+        if one.ndim == 2 and one.shape != right.shape and one.T.shape == right.shape:
+            usually = "weights are (outputs, inputs) on both sides: nothing is transposed"
+        elif one.shape != right.shape:
+            usually = "tensors are stacked rows under rows, torch.cat along the first axis"
+        elif not torch.equal(one, right) and "w13" in name:
+            usually = "w1 comes first: silu is applied to the first half of w13 x, as to w1 x"
+        elif not torch.equal(one, right) and "qkv" in name:
+            usually = "all rows of q, then all of k, then all of v"
+        elif not torch.equal(one, right) and ".to_" in name:
+            usually = "the first third of the rows is q, the second k, the last v"
+        expect(f"{call}[{name!r}]", one, right, usually, 0.0)
+
+
+def test_rename(answers):
+    theirs, ours = checkpoint()
+    call = "rename(state of blocks 3, 0, 10)"
+    compare(call, attempt(call, lambda: answers("rename")(dict(theirs))), ours)
+
+
+def test_rename__back(answers):
+    theirs, ours = checkpoint()
+    call = "rename(state in our names, back=True)"
+    compare(call, attempt(call, lambda: answers("rename")(dict(ours), back=True)), theirs)
+
+
+def test_rename__of_what_has_no_place(answers):
+    theirs, ours = checkpoint((2,))
+    for state, back, name in ((theirs, False, "layers.self_dec.2.attn.bias"),
+                              (theirs, False, "layers.cross_dec.2.attn.proj.weight"),
+                              (ours, True, "content.2.attention.extra.weight")):
+        call = f"rename(state with {name!r} in it, back={back})"
+
+        def work():
+            try:
+                return answers("rename")(state | {name: torch.ones(2)}, back=back)
+            except KeyError as error:
+                return error
+        got = attempt(call, work)
+        if not isinstance(got, KeyError):
+            fail(call, "no error", "KeyError", "a tensor that is dropped in silence is a model "
+                 "other than the one in the file")
+        if name not in str(got):
+            fail(call, repr(got), f"KeyError that names {name}", "say which tensor has no place")
+
+
+def test_rename__leaves_its_argument_alone(answers):
+    theirs, _ = checkpoint((1,))
+    before = {name: tensor.clone() for name, tensor in theirs.items()}
+    attempt("rename(state)", lambda: answers("rename")(theirs))
+    if list(theirs) != list(before) or not all(torch.equal(theirs[n], before[n]) for n in before):
+        fail("rename(state), then look at state", sorted(theirs)[:3], sorted(before)[:3],
+             "pop from a copy: the caller's dict was changed")
+
+
+def right(x: Tensor, y: Tensor) -> float:
+    return formula(*moments(x), *moments(y))
+
+
+def uncentred(x: Tensor, y: Tensor) -> float:
+    """As if second moments were covariances."""
+    a, b = (z.double().T @ z.double() / (len(z) - 1) for z in (x, y))
+    return formula(x.double().mean(0), a, y.double().mean(0), b)
+
+
+def part(name: str):
+    return lambda x, y: next(v for what, v in misconceptions(x, y).items() if what.startswith(name))
+
+
+BROKEN = [
+    ("leaves out the means", part("the means")),
+    ("takes the distance of the means unsquared", part("the distance")),
+    ("looks at each feature on its own", part("each feature")),
+    ("takes the second moments about the origin for covariances", uncentred),
+    ("takes the trace of C C' for that of its root", part("the trace")),
+    ("adds 1", lambda x, y: 1 + right(x, y)),
+    ("counts the second set's covariance alone",
+     lambda x, y: float((moments(x)[0] - moments(y)[0]).square().sum()
+                        + moments(y)[1].trace() * (right(x, y) > 1e-6)
+                        * (not torch.allclose(moments(x)[1], moments(y)[1])))),
+]
+
+
+def test_check_distance(answers):
+    judge("check_distance", answers("check_distance"), right, BROKEN)
+
+
+def test_standard_error(answers):
+    cases = [([1, 1, 1, 0, 1], [1, 0, 1, 0, 1]), ([0, 1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 1, 0, 0]),
+             ([1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1], [1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1])]
+    for a, b in cases:
+        call = f"standard_error({a}, {b}), as bool"
+        first, second = torch.tensor(a).bool(), torch.tensor(b).bool()
+        got = attempt(call, lambda: answers("standard_error")(first, second))
+        apart, n = first.double() - second.double(), len(a)
+        expected = float(apart.std() / n ** 0.5)
+        if not isinstance(got, float):
+            fail(call, got, expected, "a float is asked for: .item() or float()")
+        for value, what in (
+                (((first.double().var() + second.double().var()) / n).sqrt(),
+                 "as if the pictures were independent: what both settings get right is the same "
+                 "picture, and cancels"),
+                (apart.std(), "how far one difference is from their mean; the mean of n differs by "
+                 "√n times less"),
+                (apart.var() / n, "the variance of the mean: its root is asked for"),
+                (apart.std(correction=0) / n ** 0.5, "divided by n: the differences are a sample, "
+                 "so by n - 1"),
+                (apart.abs().std() / n ** 0.5, "the sign was lost: a difference may be -1")):
+            if abs(got - expected) > 1e-6 and abs(got - float(value)) < 1e-6:
+                fail(call, got, expected, what)
+        if not abs(got - expected) < 1e-6:
+            fail(call, got, expected, "take first - second as numbers, row by row")
