@@ -68,8 +68,6 @@ def draw_toy(steps: list[list[int]], rng: np.random.Generator) -> tuple[int, ...
     known: dict[int, int] = {}
     for step in steps:
         fits = {x: p for x, p in PICTURES.items() if all(x[i] == v for i, v in known.items())}
-        if not fits:                                            # no real picture any more
-            fits = PICTURES
         white = {i: sum(p * x[i] for x, p in fits.items()) / sum(fits.values()) for i in step}
         known |= {i: int(rng.random() < white[i]) for i in step}
     return tuple(known[i] for i in range(6))
