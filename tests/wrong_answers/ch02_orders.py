@@ -1,0 +1,194 @@
+"""What students get wrong in chapter 2; each docstring is a part of what the grader must say."""
+
+import torch
+
+
+def _sum(joint, image, known):
+    return joint[tuple(image[i].item() if i in known else slice(None)
+                       for i in range(joint.ndim))].sum()
+
+
+def _logs(joint, image, targets, known):
+    return torch.stack([(_sum(joint, image, {t, *k}) / _sum(joint, image, set(k))).log()
+                        for t, k in zip(targets, known)])
+
+
+def _right(joint, image, order):
+    order = order.tolist()
+    return _logs(joint, image, order, [order[:t] for t in range(len(order))])
+
+
+def log_conditionals__raster_predecessors(joint, image, order):
+    """given are those before it in raster order"""
+    order = order.tolist()
+    return _logs(joint, image, order, [range(p) for p in order])
+
+
+def log_conditionals__all_others(joint, image, order):
+    """all other tokens are given, the later ones too"""
+    n = joint.ndim
+    return _logs(joint, image, order.tolist(), [set(range(n)) - {p} for p in order.tolist()])
+
+
+def log_conditionals__independent(joint, image, order):
+    """the tokens were taken for independent"""
+    return torch.stack([_sum(joint, image, {p}).log() for p in order.tolist()])
+
+
+def log_conditionals__not_normalised(joint, image, order):
+    """it was not divided by p(what is known)"""
+    return torch.stack([_sum(joint, image, set(order[:t + 1].tolist())).log()
+                        for t in range(len(order))])
+
+
+def log_conditionals__inverse(joint, image, order):
+    """`order` was read as its inverse"""
+    return _right(joint, image, order.argsort())
+
+
+def log_conditionals__raster(joint, image, order):
+    """the order was ignored"""
+    return _right(joint, image, torch.arange(len(order)))
+
+
+def log_conditionals__by_position(joint, image, order):
+    """entry t belongs to order[t]"""
+    logs = torch.empty(len(order), dtype=joint.dtype)
+    logs[order] = _right(joint, image, order)
+    return logs
+
+
+def log_conditionals__probabilities(joint, image, order):
+    """each entry is ln p(all up to t) - ln p(all before t)"""
+    return _right(joint, image, order).exp()
+
+
+def to_raster__once_more(content, orders):
+    """the permutation was applied once more"""
+    index = orders.view(*orders.shape, *[1] * (content.ndim - 2)).expand_as(content)
+    return content.gather(1, index)
+
+
+def to_raster__one_order_for_all(content, orders):
+    """the first sample's order was used for all"""
+    return content[:, orders[0].argsort()]
+
+
+def to_raster__nothing(content, orders):
+    """nothing was moved"""
+    return content
+
+
+def to_raster__ids_only(content, orders):
+    """Index tensor must have the same number of dimensions"""
+    return torch.empty_like(content).scatter(1, orders, content)
+
+
+def to_raster__argsort_over_the_batch(content, orders):
+    """raster[b, orders[b, t]] must be content[b, t]"""
+    index = orders.argsort(0).clamp(max=content.shape[1] - 1)
+    return torch.stack([row[i] for row, i in zip(content, index)])
+
+
+def inputs_and_targets__raster_shift(tokens, class_ids, orders):
+    """the shift was made in raster order"""
+    shifted = torch.cat([class_ids[:, None], tokens[:, :-1]], dim=1)
+    return shifted.gather(1, orders), tokens.gather(1, orders)
+
+
+def inputs_and_targets__inputs_in_raster_order(tokens, class_ids, orders):
+    """the shift was made in raster order"""
+    return torch.cat([class_ids[:, None], tokens[:, :-1]], dim=1), tokens.gather(1, orders)
+
+
+def inputs_and_targets__no_shift(tokens, class_ids, orders):
+    """there is no shift"""
+    return tokens.gather(1, orders), tokens.gather(1, orders)
+
+
+def inputs_and_targets__wrong_way(tokens, class_ids, orders):
+    """the shift goes the wrong way"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([targets[:, 1:], class_ids[:, None]], dim=1), targets
+
+
+def inputs_and_targets__rolled(tokens, class_ids, orders):
+    """where the class belongs"""
+    targets = tokens.gather(1, orders)
+    return targets.roll(1, dims=1), targets
+
+
+def inputs_and_targets__inverse(tokens, class_ids, orders):
+    """the inverse of the order was applied"""
+    targets = tokens.gather(1, orders.argsort(1))
+    return torch.cat([class_ids[:, None], targets[:, :-1]], dim=1), targets
+
+
+def inputs_and_targets__targets_in_raster_order(tokens, class_ids, orders):
+    """the targets were left in raster order"""
+    content = tokens.gather(1, orders)
+    return torch.cat([class_ids[:, None], content[:, :-1]], dim=1), tokens
+
+
+def inputs_and_targets__one_order_for_all(tokens, class_ids, orders):
+    """the first sample's order was used for all"""
+    targets = tokens[:, orders[0]]
+    return torch.cat([class_ids[:, None], targets[:, :-1]], dim=1), targets
+
+
+def _joint(sizes=(2, 3, 4)):
+    noise = torch.randn(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return noise.flatten().softmax(0).view(sizes)
+
+
+def check_any_order__raster_only(implementation):
+    """does not look at what goes wrong when an implementation conditions on those before in raster
+    order"""
+    joint, image, order = _joint(), torch.tensor([1, 0, 2]), torch.tensor([0, 1, 2])
+    assert torch.allclose(implementation(joint, image, order).sum(), joint[1, 0, 2].log())
+
+
+def check_any_order__orders_agree(implementation):
+    """does not look at what goes wrong when an implementation takes the tokens for independent"""
+    joint, image = _joint(), torch.tensor([1, 0, 2])
+    one, other = (implementation(joint, image, torch.tensor(order)).sum()
+                  for order in ([1, 2, 0], [2, 1, 0]))
+    assert torch.allclose(one, other)
+
+
+def check_any_order__uniform(implementation):
+    """does not look at what goes wrong when an implementation takes the tokens for independent"""
+    joint, image = torch.full((2, 3, 4), 1 / 24), torch.tensor([1, 0, 2])
+    for order in ([1, 2, 0], [2, 1, 0]):
+        assert torch.allclose(implementation(joint, image, torch.tensor(order)).sum(),
+                              joint[1, 0, 2].log())
+
+
+def check_any_order__sums_only(implementation):
+    """does not look at what goes wrong when an implementation conditions on those before in raster
+    order"""
+    joint, image = _joint(), torch.tensor([1, 0, 2])
+    for order in ([1, 2, 0], [2, 1, 0], [2, 0, 1]):
+        assert torch.allclose(implementation(joint, image, torch.tensor(order)).sum(),
+                              joint[1, 0, 2].log())
+
+
+def check_any_order__orders_that_are_their_own_inverse(implementation):
+    """does not look at what goes wrong when an implementation reads the order as its inverse"""
+    joint, image = _joint(), torch.tensor([1, 0, 2])
+    for order in ([2, 1, 0], [0, 2, 1], [1, 0, 2]):
+        order = torch.tensor(order)
+        logs = implementation(joint, image, order)
+        assert torch.allclose(logs.sum(), joint[1, 0, 2].log())
+        for t in range(3):
+            changed = image.clone()
+            changed[order[t + 1:]] = torch.tensor([0, 2, 1])[order[t + 1:]]
+            assert torch.allclose(implementation(joint, changed, order)[:t + 1], logs[:t + 1])
+
+
+def check_any_order__conditionals_agree(implementation):
+    """the property asks for more than is true"""
+    joint, image = _joint(), torch.tensor([1, 0, 2])
+    one, other = (implementation(joint, image, torch.tensor(order)).sort().values
+                  for order in ([1, 2, 0], [2, 1, 0]))
+    assert torch.allclose(one, other)
