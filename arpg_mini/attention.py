@@ -33,7 +33,7 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
 
     On a grid s times as long as the `trained` one, `positions` says what becomes of distances that
     training never saw: "extrapolate" leaves frequencies as they are; "interpolate" divides all by
-    s, so that no angle is new; "ntk" divides the lowest by s and the highest not at all, so that
+    s, so that hardly an angle is new; "ntk" divides the lowest by s and the highest not at all, so that
     neighbours stay as far apart as they were.
 
     Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from . import bench_decode, plan, training
 from .bench_decode import BASELINES, SWEEPS
 from .config import Parser, Preset, UserError, exit_code, presets
-from .decoding import MOST_GUIDANCE
+from .decoding import Settings
 from .distributed import pick_device
 from .model import ARPG
 from .timing import (
@@ -236,9 +236,10 @@ def main() -> int:
             if max(options.steps) > n:
                 raise UserError(f"--steps {max(options.steps)}: {options.preset} has {n} tokens, "
                                 "of which each step takes one or more")
-            if not abs(options.guidance) <= MOST_GUIDANCE:
-                raise UserError(f"--guidance {options.guidance}: must be a number of at most "
-                                f"{MOST_GUIDANCE:g}")
+            try:
+                Settings(guidance=options.guidance)
+            except ValueError as error:
+                raise UserError(f"--{error}") from None
         measure = {"train": bench_train, "decode": bench_decode.bench_decode,
                    "memory": bench_decode.bench_memory, "scaling": bench_decode.bench_scaling}
         rows = measure[options.what](preset, options, device, dtype)
