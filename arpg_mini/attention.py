@@ -33,8 +33,8 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
 
     On a grid s times as long as the `trained` one, `positions` says what becomes of distances that
     training never saw: "extrapolate" leaves frequencies as they are; "interpolate" divides all by
-    s, so that hardly an angle is new; "ntk" divides the lowest by s and the highest not at all, so that
-    neighbours stay as far apart as they were.
+    s, so that hardly an angle is new; "ntk" divides the lowest by s and the highest not at all, so
+    that neighbours stay as far apart as they were.
 
     Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class
     slot: *zero*, so its key and query are zero vectors and every query scores it 0 whatever its
