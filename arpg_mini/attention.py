@@ -79,7 +79,8 @@ class Linear(nn.Linear):
 
     Decoding multiplies few rows by matrices. By large ones, in float32 on a CPU, oneDNN, which
     PyTorch's compiler calls for it, is quicker than what `F.linear` calls; by small ones slower.
-    With AVX-512, fewer than `FEW` rows take about half the time if the weight is on the left.
+    With AVX-512, fewer than `FEW` rows take about half the time if the weight is on the left; the
+    result is then transposed in memory, so that who views it in parts makes it contiguous first.
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -91,7 +92,7 @@ class Linear(nn.Linear):
                 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
                 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()):
             if x.numel() < FEW * x.shape[-1]:
-                return (w @ x.flatten(0, -2).T).T.contiguous().view(*x.shape[:-1], -1)
+                return (w @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
             return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
         return F.linear(x, w)
 
@@ -155,7 +156,8 @@ class ContentAttention(nn.Module):
         lower triangle; with neither, all see all. `past` is a layer of a `Cache`; if it has L
         slots filled, the keys are those of all L + S, the mask (S, L + S).
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)     # (B, S, H, K) each
+        qkv = self.qkv(x).contiguous().unflatten(-1, (3, self.heads, -1))      # (B, S, 3, H, K)
+        q, k, v = qkv.unbind(2)                                                # (B, S, H, K) each
         q, k = rotate(q, rotary).transpose(1, 2), rotate(k, rotary).transpose(1, 2)
         v = v.transpose(1, 2)                                                  # (B, H, S, K)
         if past is not None:
@@ -179,6 +181,7 @@ class QueryAttention(nn.Module):
 
         `causal`: query t sees slots 0..t (training, where M = S); otherwise every slot.
         """
-        q = rotate(self.q(x).unflatten(-1, (self.heads, -1)), rotary)          # (B, M, H, K)
+        q = self.q(x).contiguous().unflatten(-1, (self.heads, -1))             # (B, M, H, K)
+        q = rotate(q, rotary)
         x = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=causal)
         return self.out(x.transpose(1, 2).flatten(2))                          # (B, M, D)

@@ -106,7 +106,8 @@ def bench_decode(preset, options, device: torch.device, dtype: torch.dtype) -> l
         for steps in options.steps + [n] * ("one-token" in options.baselines):
             sizes, name = step_sizes(n, steps), "one token a step" if steps == n else "parallel"
             works[name, steps] = decode_work(model, batch, steps, options.guidance)
-            costs[name, steps] = plan.decode_costs(config, sizes, twice, width=dtype.itemsize)
+            costs[name, steps] = plan.decode_costs(config, sizes, batch, twice > batch,
+                                                      width=dtype.itemsize)
             if "products" in options.baselines:
                 works["products", steps] = Work(
                     steps, lambda sizes=sizes: bare_products(model, sizes, twice))
@@ -228,8 +229,8 @@ def bench_scaling(preset, options, device: torch.device, dtype: torch.dtype) -> 
             if str(config) not in models:       # points of one model share its weights
                 models[str(config)] = build(ARPG, config, device, dtype)
             works[size] = decode_work(models[str(config)], batch, steps, options.guidance)
-            costs = plan.decode_costs(config, step_sizes(math.prod(config.grid), steps),
-                                      batch * (1 if options.guidance == 1 else 2))
+            costs = plan.decode_costs(config, step_sizes(math.prod(config.grid), steps), batch,
+                                      options.guidance != 1)
             flops.append(sum(f for f, _ in costs))
         x = list(works)
         if len(x) < 2:

@@ -1,10 +1,9 @@
 """From noise to ids: orders, step sizes, guidance, sampling, and the parallel decoder.
 
 The one idea: each step encodes the tokens of the step before, appends their keys and values to the
-cache, and asks for all of its targets at once (paper §3.2, figure 4). `decode` does that;
-`decode_sequential` is the same function written so that one can see it is right: no cache, one
-query at a time, everything recomputed from the ids, the attention pattern an explicit mask. Tests
-hold the two together.
+cache, and asks for all of its targets at once (paper §3.2, figure 4). `decode_sequential` is the
+same function written to be seen right: no cache, one query at a time, everything recomputed from
+the ids, the attention pattern an explicit mask. Tests hold the two together.
 
 Noise belongs to a sample and a position, never to a step: a sample's seed gives its order and one
 uniform number per raster position, and its token there is the inverse CDF at that number. So an
@@ -84,12 +83,12 @@ def position_noise(seeds: Sequence[int], n: int) -> Tensor:
 def guide(logits: Tensor, guidance: float, schedule: str, share_done: float) -> Tensor:
     """Classifier-free guidance: conditional half c and unconditional half u -> u + (c - u)·s.
 
-    logits: (2B, M, V), conditional rows first -> (B, M, V). `share_done` in (0, 1] is the share of
-    the tokens decoded when this step is over; "linear" raises s from 1 to `guidance` with it.
+    logits: (2B, M, V), conditional rows first -> (B, M, V), in float32 at least on the way. "linear"
+    raises s from 1 to `guidance` with `share_done`, the share decoded when this step is over.
     """
-    c, u = logits.chunk(2)
+    c, u = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
     s = guidance if schedule == "constant" else 1 + (guidance - 1) * share_done
-    return u + (c - u) * s
+    return (u + (c - u) * s).to(logits.dtype)
 
 
 def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
@@ -274,9 +273,12 @@ def run_steps(model: ARPG, plan: Plan, how: Settings) -> Iterator[Tensor]:
         targets = plan.orders[:, done:done + size]                          # (B, M)
         done += size
         hidden = model.ask(plan.table[targets].repeat(repeat, 1, 1), keys, values,
-                           hints=plan.hints_of(targets, rows))
-        drawn = sample(model.head(hidden), plan.noise.gather(1, targets),
-                       done / plan.orders.shape[1], how)                    # (B, M)
+                           hints=plan.hints_of(targets, rows))              # (rows, M, D)
+        share_done = done / plan.orders.shape[1]
+        if repeat == 2:                     # the head is linear: guided before it, it costs half
+            hidden = guide(hidden, how.guidance, how.guidance_schedule, share_done)
+        logits = model.head(hidden).contiguous()                            # (B, M, V)
+        drawn = sample(logits, plan.noise.gather(1, targets), share_done, how)  # (B, M)
         plan.ids.scatter_(1, targets, drawn)
         yield plan.ids
     if not plan.sizes:
@@ -297,11 +299,8 @@ def decode(model: ARPG, labels, seeds: Sequence[int], **settings) -> Tensor:
 
 @torch.no_grad()
 def decode_sequential(model: ARPG, labels, seeds: Sequence[int], **settings) -> Tensor:
-    """What `decode` computes, written to be seen right: the definition its tests hold it to.
-
-    One sample, one query at a time, no cache: for each target the whole content sequence is encoded
-    anew from its ids, under an explicit mask of which slot sees which.
-    """
+    """What `decode` computes, by its definition: one sample and one query at a time, for each of
+    which the whole content sequence is encoded anew under a mask of which slot sees which."""
     how = Settings(**settings)
     plan = make_plan(model, labels, seeds, how)
     batch, n = plan.ids.shape

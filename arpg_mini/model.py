@@ -150,7 +150,8 @@ class ARPG(nn.Module):
         for layer, block in enumerate(self.content):
             past = None if cache is None else cache.layer(layer)
             x = block(x, where, mask=mask, causal=causal, past=past, dropout=dropout)
-        k, v = self.kv(self.kv_norm(x)).unflatten(-1, (2, self.config.heads, -1)).unbind(2)
+        kv = self.kv(self.kv_norm(x)).contiguous().unflatten(-1, (2, self.config.heads, -1))
+        k, v = kv.unbind(2)                                                    # (B, S, H, K)
         k, v = rotate(k, where).transpose(1, 2), v.transpose(1, 2)             # (B, H, S, K)
         if cache is not None:
             k, v = append(*cache.layer(len(self.content)), k, v)

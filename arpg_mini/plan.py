@@ -41,18 +41,19 @@ def training_flops(c: ModelConfig, tokens: int, recompute: bool = False) -> int:
     return 3 * forward + (forward - outside if recompute else 0)
 
 
-def decode_costs(c: ModelConfig, sizes: list[int], rows: int, known: int = 0,
-                 width: int = 4) -> list[tuple[int, int]]:
+def decode_costs(c: ModelConfig, sizes: list[int], images: int, guided: bool = True,
+                 known: int = 0, width: int = 4) -> list[tuple[int, int]]:
     """FLOPs, and bytes that must be read, of every step of a decode.
 
-    sizes: tokens decoded by each step, behind `known` ones that are given. rows: images, twice as
-    many with guidance. width: bytes of a number. Read are all weights a step multiplies by, once
+    sizes: tokens decoded by each step, behind `known` ones that are given. Guidance doubles all but
+    the head's product. width: bytes of a number. Read are all weights a step multiplies by, once
     for each time it encodes and once for its questions, and the keys and values it attends to, once
     however many layers share them.
     """
     ffn, costs, past = 3 * c.dim * c.ffn_hidden, [], 0
     content = c.content_layers * (4 * c.dim**2 + ffn) + 2 * c.dim**2        # numbers of weights
-    query = c.query_layers * (2 * c.dim**2 + ffn) + c.vocab_size * c.dim
+    query, head = c.query_layers * (2 * c.dim**2 + ffn), c.vocab_size * c.dim
+    rows = images * (1 + guided)
     for before, size in zip([0, *sizes], sizes):
         flops = numbers = 0
         for s in [before] if before else [1, known] if known else [1]:      # 1: the class
@@ -60,8 +61,9 @@ def decode_costs(c: ModelConfig, sizes: list[int], rows: int, known: int = 0,
             flops += 2 * rows * s * (content + c.content_layers * 2 * c.dim * past)
             numbers += content + c.content_layers * 2 * rows * past * c.dim
         flops += 2 * rows * size * (query + c.query_layers * 2 * c.dim * past)
+        flops += 2 * images * size * head
         flops -= 2 * c.dim**2 * (rows * size - 1)           # [MASK] is projected once
-        numbers += query + 2 * rows * past * c.dim
+        numbers += query + head + 2 * rows * past * c.dim
         costs.append((flops, width * numbers))
     return costs
 

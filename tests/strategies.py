@@ -202,36 +202,49 @@ class Trace:
 
     ids: Tensor                                  # (B, N)
     logits: Tensor                               # (B, U, 1 or 2 with guidance, V)
+    guided: Tensor                               # (B, U, V), what ids were drawn from
     noise: Tensor                                # (B, U)
     share_done: list[float]                      # of each call of `sample`
 
 
 def trace(decoder: Callable, model: ARPG, labels, seeds, draws: Tensor | None = None,
           **how) -> Trace:
-    """Run `decode` or `decode_sequential`, listening to what reaches `sample`.
+    """Run `decode` or `decode_sequential`, listening to what `ask` answers and to
+    what reaches `sample`.
 
     `draws` (B, U): what `decode` shall draw, in its order, in place of what it would.
     """
-    logits, noise, shares, true_sample = [], [], [], decoding.sample
+    answers, logits, guided, noise, shares = [], [], [], [], []
+    true_sample, true_ask = decoding.sample, model.ask
+
+    def ask(*where, **how):
+        answers.append(true_ask(*where, **how))
+        return answers[-1]
 
     def listen(given_logits, given_noise, share_done, settings):
         b, t = given_noise.shape[0], sum(x.shape[1] for x in noise)
-        logits.append(given_logits.detach().unflatten(0, (-1, b)).permute(1, 2, 0, 3))
+        halves = model.head(torch.cat(answers))
+        answers.clear()
+        logits.append(halves.detach().unflatten(0, (-1, b)).permute(1, 2, 0, 3))
+        if len(given_logits) > b:
+            guided.append(decoding.guide(given_logits, settings.guidance,
+                                         settings.guidance_schedule, share_done))
+        else:
+            guided.append(given_logits)
         noise.append(given_noise.clone())
         shares.append(share_done)
         if draws is not None:
             return draws[:, t:t + given_noise.shape[1]]
         return true_sample(given_logits, given_noise, share_done, settings)
 
-    with patch.object(decoding, "sample", listen):
+    with patch.object(decoding, "sample", listen), patch.object(model, "ask", ask):
         ids = decoder(model, torch.tensor(labels), list(seeds), **how).clone()
     b = len(labels)
     if not logits:                               # everything was known
-        return Trace(ids, torch.empty(b, 0, 1, V), torch.empty(b, 0), shares)
-    if len(logits[0]) < b:                       # (1, 1, halves, V) each, sample by sample
-        return Trace(ids, torch.cat(logits, 1).view(b, -1, *logits[0].shape[2:]),
-                     torch.cat(noise, 1).view(b, -1), shares)
-    return Trace(ids, torch.cat(logits, 1), torch.cat(noise, 1), shares)
+        return Trace(ids, torch.empty(b, 0, 1, V), torch.empty(b, 0, V), torch.empty(b, 0), shares)
+    # Sequentially (1, 1, …) each, sample by sample.
+    whole = [torch.cat(x, 1).view(b, -1, *x[0].shape[2:]) for x in (logits, guided, noise)]
+    return Trace(ids, *whole, shares)
 
 
 def short(numbers) -> str:

@@ -83,6 +83,7 @@ def test_cached_equals_uncached(case):
     """
     fast, slow = case.run(decode), case.run(decode_sequential)
     agree(case, fast.logits, slow.logits, "cached and uncached")
+    agree(case, fast.guided, slow.guided, "cached and uncached guided")
     assert torch.equal(fast.ids, slow.ids), \
         f"cached ids {fast.ids.tolist()}, uncached {slow.ids.tolist()}"
 

@@ -154,7 +154,7 @@ MUTANTS = [
     Mutant("the two halves swapped", whole.test_guide_is_its_definition,
            (decoding, "guide", "c, u = logits", "u, c = logits")),
     Mutant("guidance 0, not 1, means conditional", whole.test_guide_is_its_definition,
-           (decoding, "guide", "return u +", "return c +")),
+           (decoding, "guide", "return (u +", "return (c +")),
     Mutant("guidance also costs a second half at 1", whole.test_guidance,
            (*PLAN, "if settings.guidance != 1:", "if True:")),
     Mutant("guidance below 1 ignored", whole.test_guidance,
@@ -165,6 +165,8 @@ MUTANTS = [
     Mutant("the halves' tokens interleaved, not stacked", whole.test_cached_equals_uncached,
            (*DECODE, "gather(1, positions).repeat(repeat, 1)",
             "gather(1, positions).repeat_interleave(repeat, 0)")),
+    Mutant("no guidance before the head", whole.test_cached_equals_uncached,
+           (*DECODE, "hidden = guide(", "hidden = hidden[:batch] if True else guide(")),
     # Sampling.
     Mutant("top-p cuts the id that crosses the threshold",
            sampling.test_filters_are_their_slow_definition,
