@@ -83,7 +83,7 @@ def position_noise(seeds: Sequence[int], n: int) -> Tensor:
 def guide(logits: Tensor, guidance: float, schedule: str, share_done: float) -> Tensor:
     """Classifier-free guidance: conditional half c and unconditional half u -> u + (c - u)·s.
 
-    logits: (2B, M, V), conditional rows first -> (B, M, V), in float32 at least on the way. "linear"
+    logits: (2B, M, V), conditional rows first -> (B, M, V), in at least float32. "linear"
     raises s from 1 to `guidance` with `share_done`, the share decoded when this step is over.
     """
     c, u = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)

@@ -61,8 +61,7 @@ def decode_costs(c: ModelConfig, sizes: list[int], images: int, guided: bool = T
             flops += 2 * rows * s * (content + c.content_layers * 2 * c.dim * past)
             numbers += content + c.content_layers * 2 * rows * past * c.dim
         flops += 2 * rows * size * (query + c.query_layers * 2 * c.dim * past)
-        flops += 2 * images * size * head
-        flops -= 2 * c.dim**2 * (rows * size - 1)           # [MASK] is projected once
+        flops += 2 * (images * size * head - c.dim**2 * (rows * size - 1))  # one [MASK] projected
         numbers += query + head + 2 * rows * past * c.dim
         costs.append((flops, width * numbers))
     return costs
