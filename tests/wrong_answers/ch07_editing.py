@@ -36,6 +36,22 @@ def cells_of_box__WHOLLY_INSIDE(box, stride, grid):
     return touched
 
 
+def cells_of_box__LAST_CELL_AS_END(box, stride, grid):
+    """a slice stops before its end: one further"""
+    x0, y0, x1, y1 = box
+    touched = torch.zeros(grid, dtype=torch.bool)
+    touched[y0 // stride:(y1 - 1) // stride, x0 // stride:(x1 - 1) // stride] = True
+    return touched
+
+
+def cells_of_box__NUMBERS(box, stride, grid):
+    """a mask is bool"""
+    x0, y0, x1, y1 = box
+    touched = torch.zeros(grid, dtype=torch.int64)
+    touched[y0 // stride:-(-y1 // stride), x0 // stride:-(-x1 // stride)] = 1
+    return touched
+
+
 def place__SWAPPED(ids, grid, at):
     """at is (row, column) of the picture's top left id"""
     column, row = at
@@ -73,6 +89,22 @@ def place__UNCHECKED(ids, grid, at):
     return known
 
 
+def place__MUST_BE_SMALLER(ids, grid, at):
+    """it fits: row + h may equal H"""
+    if min(at) < 0 or at[0] + ids.shape[0] >= grid[0] or at[1] + ids.shape[1] >= grid[1]:
+        raise ValueError("does not fit")
+    known = torch.full(grid, -1)
+    known[at[0]:at[0] + ids.shape[0], at[1]:at[1] + ids.shape[1]] = ids
+    return known
+
+
+def place__LEFT_TO_PYTORCH(ids, grid, at):
+    """PyTorch notices some pictures that do not fit, not all"""
+    known = torch.full(grid, -1)
+    known[at[0]:at[0] + ids.shape[0], at[1]:at[1] + ids.shape[1]] = ids
+    return known
+
+
 def cells_touched(mask, stride):
     return F.max_pool2d(mask[None].float(), stride)[0] > 0
 
@@ -82,6 +114,20 @@ def inpaint__INVERTED(images, mask, stride, encode, decode, to_pixels):
     ids = encode(images.masked_fill(mask, 0))
     known = ids.masked_fill(~cells_touched(mask, stride), -1)
     return torch.where(mask, to_pixels(decode(known.flatten(1)).view_as(ids)), images)
+
+
+def inpaint__ZERO_IS_UNKNOWN(images, mask, stride, encode, decode, to_pixels):
+    """no cell is -1, so nothing is drawn"""
+    ids = encode(images.masked_fill(mask, 0))
+    known = ids.masked_fill(cells_touched(mask, stride), 0)
+    return torch.where(mask, to_pixels(decode(known.flatten(1)).view_as(ids)), images)
+
+
+def inpaint__AS_A_GRID(images, mask, stride, encode, decode, to_pixels):
+    """decode takes known ids (B, h·w), not"""
+    ids = encode(images.masked_fill(mask, 0))
+    known = ids.masked_fill(cells_touched(mask, stride), -1)
+    return torch.where(mask, to_pixels(decode(known)), images)
 
 
 def inpaint__WHOLLY_INSIDE(images, mask, stride, encode, decode, to_pixels):
@@ -169,6 +215,26 @@ def check_known_stays__NO_ID_0(complete):
         assert torch.equal(drawn[known >= 0], known[known >= 0]) and (drawn >= 0).all()
     assert changed(complete, lambda known: torch.where(known == 5, 2, known))
     assert changed(complete, lambda known: torch.where(known == 1, 2, known))
+
+
+def check_known_stays__CHANGES_THE_LAST_ALONE(complete):
+    """when an implementation does not read the first known cell"""
+    for seed, known in grids(0, 20):
+        drawn = complete(known, seed)
+        assert torch.equal(drawn[known >= 0], known[known >= 0]) and (drawn >= 0).all()
+    assert changed(complete, lambda known: torch.where(known == 1, 2, known))
+
+
+def check_known_stays__ONE_KNOWN_AT_A_TIME(complete):
+    """when an implementation reads the first known cell alone"""
+    for seed, known in grids(0, 20):
+        drawn = complete(known, seed)
+        assert torch.equal(drawn[known >= 0], known[known >= 0]) and (drawn >= 0).all()
+    for position in range(12):
+        one = torch.where(torch.arange(12) == position, 0, -1)
+        other = torch.where(torch.arange(12) == position, 5, -1)
+        assert any(not torch.equal(complete(one, seed)[one < 0], complete(other, seed)[one < 0])
+                   for seed in range(8))
 
 
 def check_known_stays__ALL_CHANGED_AT_ONCE(complete):

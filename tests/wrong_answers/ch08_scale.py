@@ -34,6 +34,29 @@ def warmup_cosine__LINE(step, steps, warmup, peak, final):
     return peak + (final - peak) * (step - warmup) / (steps - warmup)
 
 
+def warmup_cosine__REACHES_FINAL(step, steps, warmup, peak, final):
+    """the last step, steps - 1, is still above final"""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    along = (step - warmup) / (steps - 1 - warmup)
+    return final + (peak - final) * (1 + math.cos(math.pi * along)) / 2
+
+
+def warmup_cosine__COUNTS_FROM_1_TWICE(step, steps, warmup, peak, final):
+    """the cosine counts from 0"""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    along = (step + 1 - warmup) / (steps - warmup)
+    return final + (peak - final) * (1 + math.cos(math.pi * along)) / 2
+
+
+def warmup_cosine__ONE_STEP_TOO_LONG(step, steps, warmup, peak, final):
+    """step warmup is the first of the cosine"""
+    if step <= warmup:
+        return peak * (step + 1) / warmup
+    return final + (peak - final) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
 def bytes_of(held, moments=8):
     return {"weights": 4 * held, "gradients": 4 * held, "moments": moments * held,
             "average": 4 * held}
@@ -67,6 +90,29 @@ def training_bytes__SUMS(shapes, processes, shard):
     """a tensor has the product of its sizes in numbers, not their sum"""
     count = sum(sum(s) for s in shapes)
     return bytes_of(-(-count // processes) if shard else count)
+
+
+def training_bytes__ROUNDED_DOWN(shapes, processes, shard):
+    """a share is rounded up"""
+    count = sum(math.prod(s) for s in shapes)
+    return bytes_of(count // processes if shard else count)
+
+
+def training_bytes__ROUNDED_BY_TENSOR(shapes, processes, shard):
+    """to whole numbers, and once"""
+    return bytes_of(sum(-(-math.prod(s) // (processes if shard else 1)) for s in shapes))
+
+
+def training_bytes__NEVER_SHARDED(shapes, processes, shard):
+    """a process holds its share of the numbers, not all of them"""
+    return bytes_of(sum(math.prod(s) for s in shapes))
+
+
+def training_bytes__OPTIMIZER(shapes, processes, shard):
+    """a dict with the keys weights, gradients, moments, average is asked for"""
+    count = sum(math.prod(s) for s in shapes)
+    held = bytes_of(-(-count // processes) if shard else count)
+    return {"optimizer" if k == "moments" else k: v for k, v in held.items()}
 
 
 def drawn(seed, step, batch, n, *more):
@@ -121,6 +167,24 @@ def rows_of__EQUAL_RANKS(seed, step, batch, n, rank, world, micro_batch):
     return [(p, len(p) / len(mine)) for p in mine.split(micro_batch)]
 
 
+def rows_of__IN_TURN(seed, step, batch, n, rank, world, micro_batch):
+    """a rank takes neighbouring rows"""
+    mine = drawn(seed, step, batch, n)[rank::world]
+    return [(p, len(p) * world / batch) for p in mine.split(micro_batch)]
+
+
+def rows_of__RANK_FORGOTTEN(seed, step, batch, n, rank, world, micro_batch):
+    """all ranks take the same rows"""
+    mine = drawn(seed, step, batch, n)[:batch // world]
+    return [(p, len(p) * world / batch) for p in mine.split(micro_batch)]
+
+
+def rows_of__SO_MANY_PIECES(seed, step, batch, n, rank, world, micro_batch):
+    """the most rows of a piece, not how many pieces"""
+    mine = drawn(seed, step, batch, n)[span(batch, rank, world)]
+    return [(p, len(p) * world / batch) for p in mine.chunk(micro_batch)]
+
+
 def rows_of__ONE_PIECE(seed, step, batch, n, rank, world, micro_batch):
     """micro_batch is what fits in memory at a time"""
     mine = drawn(seed, step, batch, n)[span(batch, rank, world)]
@@ -148,6 +212,12 @@ def check_resume__WEIGHTS_ALONE(train):
     """when an implementation starts the running average anew"""
     for whole, end in ends(train, 2):
         assert torch.equal(whole["weights"], end["weights"])
+
+
+def check_resume__AVERAGE_ALONE(train):
+    """when an implementation hands back the average as the weights, once it is continued"""
+    for whole, end in ends(train, 2):
+        assert torch.equal(whole["average"], end["average"])
 
 
 def check_resume__NEARLY(train):

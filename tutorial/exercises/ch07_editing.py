@@ -52,8 +52,9 @@ def inpaint(images: Tensor, mask: Tensor, stride: int, encode: Callable, decode:
             it returns the known ids as they were
         to_pixels(ids) -> (B, 3, height, width); ids: (B, h, w)
     Returns (B, 3, height, width): every pixel outside the mask exactly as it was; inside, what was
-    drawn. What the mask hid must not influence anything: put 0 there before you encode. A cell
-    is to be drawn if the mask covers any of its pixels. Do not write into `images`.
+    drawn. What the mask hid must not influence anything: put 0 there before you encode (the mean of
+    the other pixels will do as well). A cell is to be drawn if the mask covers any of its pixels.
+    Do not write into `images`.
 
     Example: stride 2, a picture 4 pixels wide and 2 high, so two cells; the mask covers the last
     pixel column alone. Encode the picture with that column at 0; say the ids are [[5, 3]]. Decode
@@ -78,9 +79,10 @@ def check_known_stays(complete: Callable) -> None:
         noise may pick the same ids), but it does in some of a few dozen.
     No two runs of your check need try the same grids; keep it under about 300 calls.
 
-    Example: known = [-1, 4, -1, …, -1] (only position 1 is known). If complete(known, seed) has
-    another id than 4 at position 1, or -1 anywhere, raise AssertionError. And if for 30 seeds it
-    returns, but for position 1, just what it returns for [-1, 2, -1, …, -1], raise it too.
+    Example: known = [-1, 4, -1, 0, -1, …, -1] (positions 1 and 3 are known). If complete(known,
+    seed) has other ids than 4 and 0 there, or -1 anywhere, raise AssertionError. And if for 30
+    seeds it returns, at the ten unknown positions, just what it returns for
+    [-1, 2, -1, 0, -1, …, -1], raise it too: the id at 1 is not read. The same for position 3.
     Minutes: 30
     """
     raise NotImplementedError("check_known_stays: assert what holds of known and of drawn ids")

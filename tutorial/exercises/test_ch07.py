@@ -45,6 +45,11 @@ def test_cells_of_box(answers):
         guesses = [
             (cells(range(down[0], up[2]), range(down[1], up[3]), grid),
              "rows and columns are swapped: x counts columns, the second axis of the mask"),
+            (cells(range(down[0], up[2]), range(down[1], up[3]), grid[::-1]),
+             "rows and columns are swapped: grid is (h, w), and x counts columns"),
+            (cells(range(down[1], up[3] - 1), range(down[0], up[2] - 1), grid),
+             "the last cell that is touched is (x1 - 1) // stride, and a slice stops before its "
+             "end: one further"),
             (cells(range(down[1], down[3]), range(down[0], down[2]), grid),
              "the end is rounded down, which loses the last cell that is touched: round it up"),
             (cells(range(up[1], down[3]), range(up[0], down[2]), grid),
@@ -52,10 +57,25 @@ def test_cells_of_box(answers):
             (cells(range(down[1], down[3] + 1), range(down[0], down[2] + 1), grid),
              "off by one at the end: x1 and y1 are the first pixels outside, and when they are "
              "multiples of the stride the cell that starts there is not touched")]
-        expect(call, got, expected, explain(got, guesses, "starts round down, ends round up"))
+        usually = explain(got, guesses, "a cell counts if any one of its pixels is in the box: "
+                          "starts round down, ends round up")
+        expect(call, got, expected, usually)
+        if got.dtype != torch.bool:
+            fail(call, got, expected, "a mask is bool: as numbers, 0 and 1 would be taken for "
+                 "indices where it is used")
 
 
 # place
+
+def placed(place, *given):
+    """What `place` returns, or the error it raises, but for "still to write"."""
+    try:
+        return place(*given)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        return error
+
 
 def test_place(answers):
     place = answers("place")
@@ -65,11 +85,13 @@ def test_place(answers):
         ids = torch.from_numpy(rng.permutation(9)[:h * w].reshape(h, w))
         call = f"place({ids.tolist()}, grid={grid}, at={(row, column)})"
         before = ids.clone()
-        got = attempt(call, lambda: place(ids, grid, (row, column)))
+        got = attempt(call, lambda: placed(place, ids, grid, (row, column)))
         expected = torch.tensor([[int(before[r - row, c - column]) if row <= r < row + h
                                   and column <= c < column + w else -1 for c in range(grid[1])]
                                  for r in range(grid[0])])
         usually = "at is (row, column) of the picture's top left id"
+        if isinstance(got, ValueError):
+            usually = "it fits: row + h may equal H, and column + w may equal W"
         if isinstance(got, torch.Tensor) and got.shape == expected.shape:
             if got.is_floating_point():
                 usually = "ids are whole numbers: make the grid with dtype int64, as ids have it"
@@ -84,14 +106,12 @@ def test_place__fits(answers):
     place = answers("place")
     ids = torch.tensor([[4, 1, 6], [2, 0, 5]])
     for at in [(3, 1), (1, 4), (-1, 2), (0, -1), (-2, -3)]:
-        def work():
-            try:
-                return place(ids, (4, 6), at)
-            except ValueError:
-                return ValueError
         call = f"place(2x3 ids, grid=(4, 6), at={at})"
-        got = attempt(call, work)
-        if got is not ValueError:
+        got = attempt(call, lambda: placed(place, ids, (4, 6), at))
+        if isinstance(got, Exception) and not isinstance(got, ValueError):
+            fail(call, got, "ValueError", "PyTorch notices some pictures that do not fit, not all, "
+                 "and assert is for tests: check before, and raise ValueError yourself")
+        if not isinstance(got, ValueError):
             fail(call, got, "ValueError", "a negative index counts from the end, and a slice that "
                  "reaches too far is cut, without a word: check before")
     call = "place(2x3 ids, grid=(4, 6), at=(2, 3))"
@@ -115,6 +135,8 @@ class Listening:
         return ((means + 3 * everywhere) * 1000).round().long() % 50
 
     def decode(self, known):
+        if known.ndim != 2:
+            raise ValueError(f"decode takes known ids (B, h·w), not {tuple(known.shape)}: flatten")
         self.known.append(known.detach().clone())
         position = torch.arange(known.shape[1])
         drawn = (7 * position + 3 * known.clamp(min=0).sum(1, keepdim=True) + 11) % 50
@@ -122,11 +144,13 @@ class Listening:
         return self.drawn[-1].clone()
 
     def to_pixels(self, ids):
+        if ids.ndim != 3:
+            raise ValueError(f"to_pixels takes ids (B, h, w), not {tuple(ids.shape)}: view them so")
         wide = ids.repeat_interleave(self.stride, 1).repeat_interleave(self.stride, 2)
         return torch.stack([wide / 50 - 1 + 0.001 * channel for channel in range(3)], 1).float()
 
 
-INPAINT_CASES = [((5, 2, 14, 7), 4, (3, 5)), ((1, 3, 7, 9), 3, (4, 3)), ((9, 5, 10, 6), 5, (2, 4))]
+INPAINT_CASES = [((5, 2, 14, 8), 4, (3, 5)), ((1, 3, 7, 9), 3, (4, 3)), ((9, 5, 10, 6), 5, (2, 4))]
 
 
 def inpaint_case(box, stride, grid, seed):
@@ -169,7 +193,9 @@ def test_inpaint(answers):
         expected = torch.stack([touched] * 2)
         whole = pooled.all(3).all(1).flatten().expand(2, n)
         half = (pooled.float().mean((1, 3)) > 0.5).flatten().expand(2, n)
-        guesses = [(~expected, "the mask is inverted: what it covers is unknown, the rest known"),
+        guesses = [(torch.zeros(2, n), "no cell is -1, so nothing is drawn: what the mask touches "
+                    "is unknown, and unknown is -1; 0 is an id like any other"),
+                   (~expected, "the mask is inverted: what it covers is unknown, the rest known"),
                    (torch.ones(2, n), "nothing is known to the decoder, so what it draws cannot "
                     "fit: give it the ids outside the mask"),
                    (whole, "a cell that is covered in part is to be drawn too: its id speaks of "
@@ -232,6 +258,9 @@ def test_check_known_stays(answers):
     def all_but_first(known):
         return (known >= 0).cumsum(0) > 1
 
+    def first(known):
+        return (known >= 0) & ~all_but_first(known)
+
     def last_left(known, seed):
         drawn = right(known, seed)
         drawn[(known < 0).nonzero()[-1]] = -1
@@ -244,4 +273,5 @@ def test_check_known_stays(answers):
         ("takes id 0 for unknown",
          lambda known, seed: right(known.masked_fill(known == 0, -1), seed)),
         ("leaves the last unknown cell at -1", last_left),
-        ("reads the first known cell alone", drawn_without(all_but_first))])
+        ("reads the first known cell alone", drawn_without(all_but_first)),
+        ("does not read the first known cell", drawn_without(first))])

@@ -34,9 +34,17 @@ def test_warmup_cosine(answers):
                 (None if rising else cosine(along, 0.0), "the cosine ends at 0, not at final"),
                 (None if rising else peak + (final - peak) * along, "that is a line, not a cosine"),
                 (None if rising else max(final, cosine(along, 0.0)), "the cosine is cut off at "
-                 "final; stretch it, so that it arrives there at the end")]
+                 "final; stretch it, so that it arrives there at the end"),
+                (None if rising else cosine(along * (steps - warmup) / (steps - 1 - warmup), final),
+                 "the last step, steps - 1, is still above final: divide by steps - warmup"),
+                (None if rising else cosine(along + 1 / (steps - warmup), final), "the cosine "
+                 "counts from 0: its first step still has the peak"),
+                (peak * (step + 1) / warmup if step == warmup else None, "the warm-up is steps 0 "
+                 "to warmup - 1; step warmup is the first of the cosine")]
             if not isinstance(got, float) or not math.isclose(got, right, rel_tol=1e-9):
                 usually = "peak · (step + 1) / warmup, then half a cosine from peak to final"
+                if not isinstance(got, float):
+                    usually = f"a float is asked for, not {type(got).__name__}"
                 for guess, reason in guesses:
                     if guess is not None and isinstance(got, float) and math.isclose(
                             got, guess, rel_tol=1e-9, abs_tol=1e-12):
@@ -59,7 +67,9 @@ def test_training_bytes(answers):
         expected = dict(weights=4 * held, gradients=4 * held, moments=8 * held, average=4 * held)
         share = -(-count // processes)
         usually = "4 bytes for each number, twice that for the moments"
-        if isinstance(got, dict) and got.keys() == expected.keys():
+        if not isinstance(got, dict) or got.keys() != expected.keys():
+            usually = f"a dict with the keys {', '.join(expected)} is asked for"
+        else:
             if got["moments"] == got["weights"] == expected["weights"]:
                 usually = "AdamW keeps two moments of every number, not one"
             elif got["weights"] == held:
@@ -71,6 +81,11 @@ def test_training_bytes(answers):
                 usually = "sharding spreads gradients, moments and average too, not weights alone"
             elif got["weights"] == 4 * sum(sum(shape) for shape in shapes):
                 usually = "a tensor has the product of its sizes in numbers, not their sum"
+            elif shard and got["weights"] == 4 * count:
+                usually = "sharded, a process holds its share of the numbers, not all of them"
+            elif shard:
+                usually = ("a share is rounded up, to whole numbers, and once: add up the numbers "
+                           "of all shapes, divide, round, then count bytes")
         expect(call, got, expected, usually)
 
 
@@ -86,7 +101,7 @@ def gradient(weights: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
 def test_rows_of(answers):
     rows_of = answers("rows_of")
     for seed, step, batch, n, world, micro_batch in [
-            (5, 3, 8, 6, 1, 3), (4, 9, 12, 5, 3, 4), (2, 7, 10, 7, 2, 3), (6, 1, 11, 5, 3, 2),
+            (5, 3, 14, 6, 1, 3), (4, 9, 12, 5, 3, 4), (2, 7, 10, 7, 2, 3), (6, 1, 11, 5, 3, 2),
             (3, 8, 13, 6, 4, 5)]:
         where = f"seed={seed}, step={step}, batch={batch}, n={n}, world={world}, " \
                 f"micro_batch={micro_batch}"
@@ -111,6 +126,11 @@ def test_rows_of(answers):
             if world > 1 and counts == [batch] * world:
                 usually = "every rank takes the whole batch: they do the same work, and the batch "\
                           "that is learned from is no larger"
+            elif world > 1 and all(torch.equal(t, taken[0]) for t in taken):
+                usually = "all ranks take the same rows: rank says where each begins"
+            elif sorted(torch.cat(taken).tolist()) == sorted(orders.tolist()):
+                usually = ("those are the rows, in other places: a rank takes neighbouring rows, "
+                           "rank 0 the first ones, and so on")
             elif sum(counts) < batch:
                 usually = "the last rows belong to nobody: batch / world has a remainder"
             elif sum(counts) == batch:
@@ -124,7 +144,7 @@ def test_rows_of(answers):
         largest = max(len(piece) for got in ranks for piece, _ in got)
         if largest > micro_batch:
             fail(call, f"a piece of {largest} rows", f"at most {micro_batch}", "micro_batch is "
-                 "what fits in memory at a time")
+                 "what fits in memory at a time: the most rows of a piece, not how many pieces")
         weights = torch.linspace(-0.7, 0.9, n, dtype=torch.float64)
         whole = gradient(weights, orders)
 
@@ -184,6 +204,8 @@ def trainer(flaw: str = ""):
             rate = 0.1 * math.cos(step / 12)
             state["weights"].sub_(rate * state["first"] / (state["second"].sqrt() + 1e-4))
             state["average"].lerp_(state["weights"], 0.3)
+        if flaw == "swapped" and state["step"]:
+            state["weights"] = state["average"].clone()
         state["step"] += steps
         return state
     return train
@@ -196,4 +218,5 @@ def test_check_resume(answers):
         ("draws from a random stream that goes on, not from one of the step", trainer("stream")),
         ("starts the running average anew", trainer("average")),
         ("saves the weights in half precision", trainer("rounded")),
+        ("hands back the average as the weights, once it is continued", trainer("swapped")),
         ("goes on training in the tensors of the state it was given", trainer("shared"))])
