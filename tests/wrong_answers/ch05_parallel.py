@@ -60,6 +60,17 @@ def step_sizes__forgets_half_pi(n, steps):
     return sizes + [n - done]
 
 
+def step_sizes__returns_what_is_left(n, steps):
+    """a step takes the difference of two"""
+    return [int(n * math.acos(s / steps) / (math.pi / 2)) for s in range(1, steps + 1)]
+
+
+def step_sizes__raises_sizes_afterwards(n, steps):
+    """so does raising a size to 1 afterwards"""
+    left = [n] + [int(n * math.acos(s / steps) / (math.pi / 2)) for s in range(1, steps + 1)]
+    return [max(1, a - b) for a, b in zip(left, left[1:])]
+
+
 def step_sizes__accepts_anything(n, steps):
     """more steps than tokens, or none, can't be: raise ValueError"""
     return right.step_sizes(n, steps) if 1 <= steps <= n else [1] * n
@@ -94,6 +105,27 @@ def draw__float32(logits, noise):
     """the running sum ends a little below 1"""
     cdf = logits.float().softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, noise.float()[..., None], right=True)[..., 0]
+
+
+def ends_where_the_sum_does(cdf, noise):
+    ids = torch.searchsorted(cdf, noise.to(cdf.dtype)[..., None], right=True)[..., 0]
+    return torch.minimum(ids, (cdf == cdf[..., -1:]).int().argmax(-1))
+
+
+def draw__float32_but_for_the_end(logits, noise):
+    """softmax and sums must be in float64"""
+    return ends_where_the_sum_does(logits.float().softmax(-1).cumsum(-1), noise)
+
+
+def draw__softmax_in_float32(logits, noise):
+    """softmax and sums must be in float64"""
+    return ends_where_the_sum_does(logits.softmax(-1).double().cumsum(-1), noise)
+
+
+def draw__keeps_an_axis(logits, noise):
+    """a tensor of noise's shape"""
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(cdf, noise[..., None], right=True)
 
 
 def draw__clamps_to_the_last_id(logits, noise):
@@ -186,6 +218,31 @@ def cached_attention__is_causal(pair, length, q, k, v, rotary, within_step="bloc
     """is_causal=True lines rows and columns up at the top left"""
     keys, values = write(pair, length, rotate(k, rotary), v)
     return attend(rotate(q, rotary), keys, values, is_causal=within_step == "causal")
+
+
+def cached_attention__mask_a_column_short(pair, length, q, k, v, rotary, within_step="block"):
+    """the causal mask is a column off"""
+    keys, values = write(pair, length, rotate(k, rotary), v)
+    return attend(rotate(q, rotary), keys, values,
+                  see(q.shape[1], keys.shape[2], length - 1, within_step))
+
+
+def cached_attention__reshapes_the_result(pair, length, q, k, v, rotary, within_step="block"):
+    """by transpose(1, 2), not by a reshape"""
+    x = right.cached_attention(pair, length, q, k, v, rotary, within_step)
+    return x.transpose(1, 2).reshape(q.shape)
+
+
+def cached_attention__forgets_the_scale(pair, length, q, k, v, rotary, within_step="block"):
+    """the scores are not divided by sqrt(K)"""
+    return right.cached_attention(pair, length, q * q.shape[-1] ** 0.5, k, v, rotary, within_step)
+
+
+def cached_attention__first_rows_rotary(pair, length, q, k, v, rotary, within_step="block"):
+    """every row has its own `rotary`"""
+    keys, values = write(pair, length, rotate(k, rotary), v)
+    return attend(rotate(q, rotary[:1].expand_as(rotary)), keys, values,
+                  see(q.shape[1], keys.shape[2], length, within_step))
 
 
 def cached_attention__always_block(pair, length, q, k, v, rotary, within_step="block"):

@@ -33,8 +33,9 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
 
     logits: (..., V) float32 or float64; -inf for ids that must never be drawn.
     noise: (...) uniform numbers in [0, 1), one a distribution, in float64.
-    Returns (...) int64, the ids i with P(id < i) <= noise < P(id <= i). Sum in float64. An id of
-    probability zero is never drawn, not even at noise 0 or at the largest number below 1.
+    Returns (...) int64, the ids i with P(id < i) <= noise < P(id <= i). Softmax and sums in
+    float64. An id of probability zero is never drawn, not even at noise 0 or at the largest number
+    below 1.
 
     Example: probabilities 0.2, 0, 0.5, 0.3 have the running sums 0.2, 0.2, 0.7, 1. The number 0.1
     draws id 0, 0.21 and 0.69 draw id 2, 0.71 draws id 3. No number draws id 1: its interval, from

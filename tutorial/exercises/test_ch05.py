@@ -34,9 +34,12 @@ def test_step_sizes(answers):
                        "that could make tokens agree")
         elif got == cosine:
             usually = "this is the cosine schedule; arccos(s / steps) / (π / 2) is another curve"
+        elif got == [n - sum(right[:i + 1]) for i in range(steps)] and n > 1:
+            usually = "this is what is left after each step; a step takes the difference of two"
         elif sum(got) != n:
             usually = (f"the sizes sum to {sum(got)}, not {n}: rounding each size by itself loses "
-                       "or adds tokens; round what is left, and let the last step take the rest")
+                       "or adds tokens, and so does raising a size to 1 afterwards; round and "
+                       "limit what is left, and let the last step take the rest")
         elif min(got) < 1:
             usually = ("a step without a token: each must take at least one and leave at least one "
                        "for those behind it")
@@ -72,15 +75,21 @@ def slow_draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.tensor(ids).view(noise.shape)
 
 
+def wrong_shape(got, shape) -> str:
+    if isinstance(got, torch.Tensor) and got.shape == shape:
+        return ""
+    return "there must be one id for each number: a tensor of noise's shape"
+
+
 def test_draw(answers):
     draw = answers("draw")
     logits = torch.tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64).log()
     for u, i in ((0.1, 0), (0.69, 2), (0.71, 3)):
         call = f"draw(log of [0.2, 0, 0.5, 0.3], {u})"
         got = attempt(call, lambda: draw(logits, torch.tensor(u, dtype=torch.float64)))
-        expect(call, got, torch.tensor(i),
-               "the id is where the running sum of probabilities passes the number: it depends on "
-               "the number, and on nothing else that is random")
+        expect(call, got, torch.tensor(i), wrong_shape(got, ()) or
+               "the id is where the running sum of probabilities (the softmax) passes the number: "
+               "it depends on the number, and on nothing else that is random")
     for seed, shape in ((3, (5,)), (4, (3, 4)), (5, (2, 1, 6))):
         g = torch.Generator().manual_seed(seed)
         rows = 2 * torch.randn(*shape, 7, generator=g, dtype=torch.float64)
@@ -92,7 +101,7 @@ def test_draw(answers):
                    if isinstance(got, torch.Tensor) and torch.equal(got, most)
                    else "softmax and cumsum run over the last axis, the vocabulary, and every "
                         "distribution is compared with its own number")
-        expect(call, got, right, usually)
+        expect(call, got, right, wrong_shape(got, shape) or usually)
 
 
 def test_draw__edges(answers):
@@ -103,7 +112,8 @@ def test_draw__edges(answers):
                           ([-inf, -inf, 0.3, 0.9], zero, 2)):
         row = torch.tensor(row, dtype=torch.float64)
         call = f"draw({row.tolist()}, {noise.item()})"
-        expect(call, attempt(call, lambda: draw(row, noise)), torch.tensor(i),
+        got = attempt(call, lambda: draw(row, noise))
+        expect(call, got, torch.tensor(i), wrong_shape(got, ()) or
                "an id of probability zero was drawn, or the wrong side of a boundary: the id is "
                "the first whose running sum is above the number, not equal to it "
                "(right=True in searchsorted)")
@@ -114,6 +124,15 @@ def test_draw__edges(answers):
         expect(call, attempt(call, lambda: draw(row, top)), torch.tensor(3000),
                "the running sum ends a little below 1 by rounding (a lot in float32): a number "
                "above its end must draw the last id that has a probability")
+    # Just below and just above every boundary but the last.
+    ends = torch.arange(1, 3000, dtype=torch.float64) / 3000
+    noise = torch.cat([ends - 1e-10, ends + 1e-10])
+    right = torch.cat([torch.arange(2999), torch.arange(1, 3000)])
+    call = "draw(3000 equal float32 logits for each of 5998 numbers, 1e-10 from the boundaries)"
+    got = attempt(call, lambda: draw(torch.zeros(3000).expand(len(noise), -1), noise))
+    expect(call, got, right, wrong_shape(got, noise.shape) or
+           f"{(got != right).sum()} of the ids are wrong: float32 moves the boundaries by some "
+           "1e-8; softmax and sums must be in float64", tolerance=0)
 
 
 def attention_case(seed: int, batch: int, heads: int, width: int, length: int, s: int, slots: int):
@@ -212,6 +231,7 @@ def why(got, within, q, rotary, pair, length, end) -> str:
         return x.transpose(1, 2)
     s, turned = q.shape[1], rotate(q, rotary)
     every = torch.ones(s, end, dtype=torch.bool)
+    sees = every.tril(length) if within == "causal" else every
     if length and torch.allclose(got, mixed(every.tril(), turned)):
         return ("the causal mask forgets the earlier slots: row i is slot length + i, so it is "
                 "tril(length); is_causal=True lines rows and columns up at the top left")
@@ -221,6 +241,18 @@ def why(got, within, q, rotary, pair, length, end) -> str:
         return "within_step=\"block\" is ignored: a new token must see those behind it as well"
     if torch.allclose(got, mixed(every, q)) or torch.allclose(got, mixed(every.tril(length), q)):
         return "the queries are not rotated"
+    if within == "causal" and any(torch.allclose(got, mixed(every.tril(length + i), turned))
+                                  for i in (-1, 1)):
+        return ("the causal mask is a column off: row i is slot length + i and sees up to itself, "
+                "so it is tril(length)")
+    batch, _, heads, width = q.shape
+    right = mixed(sees, turned)
+    if torch.allclose(got.reshape(batch, heads, s, width).transpose(1, 2), right):
+        return "(B, H, s, K) becomes (B, s, H, K) by transpose(1, 2), not by a reshape"
+    if torch.allclose(got, mixed(sees, turned * math.sqrt(width))):
+        return "the scores are not divided by sqrt(K)"
+    if torch.allclose(got[0], right[0]):
+        return "only the first row of the batch is right: every row has its own `rotary`"
     old = every.clone()
     old[:, length:] = False
     if length and torch.allclose(got, mixed(old, turned)):
