@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from arpg_mini import ARPG, ModelConfig, decoding
 from arpg_mini.attention import Cache
 from arpg_mini.decoding import decode_steps, named_order, random_orders, step_sizes
+from tutorial.drawn import real
 from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, cells, label, plot
 
 
@@ -110,4 +111,5 @@ def sizes() -> Image.Image:
     return image
 
 
-FIGURES = {"ch05_arrival": arrival, "ch05_cache": cache, "ch05_sizes": sizes}
+FIGURES = {"ch05_arrival": arrival, "ch05_cache": cache, "ch05_sizes": sizes,
+           "ch05_arriving": real.arriving}

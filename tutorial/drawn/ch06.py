@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from arpg_mini.decoding import SCHEDULES, guide, step_sizes
+from tutorial.drawn import real
 from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, label
 
 RESULTS = Path(__file__).parent.parent / "results.json"
@@ -74,4 +75,5 @@ def price() -> Image.Image:
     return image
 
 
-FIGURES = {"ch06_guidance": guidance, "ch06_schedules": schedules, "ch06_price": price}
+FIGURES = {"ch06_guidance": guidance, "ch06_schedules": schedules, "ch06_price": price,
+           "ch06_guided": real.guided}

@@ -8,6 +8,7 @@ from arpg_mini import ARPG, ModelConfig
 from arpg_mini.data import shapes
 from arpg_mini.decoding import Settings, make_plan
 from arpg_mini.editing import plan_windows, token_mask
+from tutorial.drawn import real
 from tutorial.figures import BAD, INK, WHAT, WHERE, canvas, cells, label
 
 KNOWN, ASKED, EMPTY = (190, 212, 235), (245, 203, 176), (255, 255, 255)
@@ -74,4 +75,4 @@ def windows() -> Image.Image:
     return image
 
 
-FIGURES = {"ch07_known": known, "ch07_windows": windows}
+FIGURES = {"ch07_known": known, "ch07_windows": windows, "ch07_filled": real.filled}
