@@ -7,11 +7,14 @@ in for EXERCISE among the solutions. Its docstring is a part of what the grader 
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from tests.helpers import ROOT
+from tutorial.exercises.grading import attempt, expect, judge
 
 CHAPTERS = sorted(f.stem for f in (ROOT / "tutorial" / "solutions").glob("ch*.py"))
 
@@ -89,3 +92,31 @@ def test_every_wrong_answer_is_of_an_exercise():
         module = importlib.import_module(f"tests.wrong_answers.{chapter}")
         for name in vars(module):
             assert "__" not in name.strip("_") or (chapter, name.split("__")[0]) in EXERCISES, name
+
+
+@pytest.mark.parametrize("got, expected, right", [
+    (0.1 + 0.2, 0.3, True), ([1, 0.1 + 0.2], [1, 0.3], True), (0.3001, 0.3, False),
+    (1, 1.0, False), (10**9 + 1, 10**9, False), (True, 1, False), ("a", "a", True),
+    ([0.3], (0.3,), False), ([0.3], [0.3, 0.3], False), (None, 0.3, False)])
+def test_floats_may_be_off_by_rounding_and_nothing_else(got, expected, right):
+    if right:
+        return expect("f()", got, expected, "rounding")
+    with pytest.raises(pytest.fail.Exception, match="call:     f()"):
+        expect("f()", got, expected, "rounding")
+
+
+def leave(*_):
+    raise SystemExit(3)
+
+
+def test_an_answer_that_exits_fails_plainly(tmp_path):
+    for work in (lambda: attempt("f()", leave), lambda: judge("check", leave, None, [])):
+        with pytest.raises(pytest.fail.Exception, match="calls sys.exit"):
+            work()
+    (tmp_path / "ch03_attention.py").write_text("import sys\nsys.exit()\n")
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         "tutorial/exercises/test_ch03.py", "--answers", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True).stdout
+    assert said.count("can't be imported: it calls sys.exit()") >= 5, said
+    assert "Traceback" not in said and "AssertionError" not in said, said

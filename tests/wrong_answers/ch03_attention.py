@@ -109,7 +109,7 @@ def rotate__class_left_as_it_is(x, where, cos, sin):
 
 
 def rotate__halves_put_back(x, where, cos, sin):
-    """one pair of features at a time"""
+    """the pairs were put back as halves"""
     cos, sin = spread(where, cos, sin)
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -336,3 +336,39 @@ def check_displacement__leaves_the_grid(score):
     for row in range(6):
         assert abs(score(query, key, (row, 0), (row, 2)) - score(
             query, key, (row + 1, 0), (row + 1, 2))) < 1e-9
+
+
+def rotary_angles__float32(grid, head_dim, base=10000.0):
+    """angles are computed in float64"""
+    return solved.rotary_angles(grid, head_dim, base).float()
+
+
+def rotary_angles__base_ignored(grid, head_dim, base=10000.0):
+    """base was not used"""
+    return solved.rotary_angles(grid, head_dim)
+
+
+def rotate__float32(x, where, cos, sin):
+    """the result has the dtype of x"""
+    return solved.rotate(x.float(), where, cos.float(), sin.float())
+
+
+def query_attention__divided_by_width(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
+                                      w_out, heads):
+    """it is sqrt(K)"""
+    return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
+                  scale=(len(mask) // heads)**2)
+
+
+def query_attention__no_w_out(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
+                              heads):
+    """w_out was forgotten"""
+    return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
+                  torch.eye(len(mask), dtype=mask.dtype), heads)
+
+
+def query_attention__keys_by_slot(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
+                                  heads):
+    """keys were turned by the number of their slot"""
+    slots = torch.arange(content.shape[1]).expand_as(places)
+    return attend(mask, content, targets, slots, cos, sin, w_q, w_k, w_v, w_out, heads)

@@ -353,3 +353,30 @@ def average_step__in_the_graph(average, weights, decay, step):
     d = decay_at(decay, step)
     for a, w in zip(average, weights):
         a.mul_(d).add_((1 - d) * w)
+
+
+def average_step__weights_frozen(average, weights, decay, step):
+    """gradients of the model's weights were turned off"""
+    d = decay_at(decay, step)
+    for a, w in zip(average, weights):
+        a.lerp_(w.requires_grad_(False), 1 - d)
+
+
+def chunked_loss__so_many_chunks(hidden, weight, targets, rows):
+    """.chunk(rows) cuts that many pieces"""
+    return sum(F.cross_entropy(h @ weight.T, t, reduction="sum")
+               for h, t in zip(hidden.chunk(rows), targets.chunk(rows))) / len(targets)
+
+
+def chunked_loss__float32_sum(hidden, weight, targets, rows):
+    """the sum was begun in float32"""
+    total = torch.zeros(())
+    for h, t in zip(hidden.split(rows), targets.split(rows)):
+        total += F.cross_entropy(h @ weight.T, t, reduction="sum")
+    return total / len(targets)
+
+
+def chunked_loss__a_number(hidden, weight, targets, rows):
+    """.item() or float() makes a number"""
+    return sum(F.cross_entropy(h @ weight.T, t, reduction="sum").item()
+               for h, t in zip(hidden.split(rows), targets.split(rows))) / len(targets)

@@ -60,7 +60,7 @@ def slots() -> Image.Image:
     label(draw, (20, 14), "the image", 14)
     cells(draw, (20, 40), np.full((2, 3, 3), 245, np.uint8), 44,
           [[str(tokens[3 * r + c]) for c in range(3)] for r in range(2)])
-    label(draw, (20, 142), "the order", 14)
+    label(draw, (20, 142), "when each is asked", 14)
     ranks = np.argsort(ORDER).reshape(2, 3)
     cells(draw, (20, 168), heat(ranks, -3, 9), 44, [[str(x) for x in row] for row in ranks])
     left, size = 214, 62

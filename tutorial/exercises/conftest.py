@@ -25,6 +25,9 @@ def answers(request):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+    except SystemExit:
+        pytest.fail(f"{file}: can't be imported: it calls sys.exit() or raises SystemExit; take "
+                    "that out", pytrace=False)
     except Exception as error:
         pytest.fail(f"{file}: can't be imported: {type(error).__name__}: {error}", pytrace=False)
 

@@ -1,9 +1,12 @@
 """What graders say: call, got, expected, and what that usually means."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import pytest
 import torch
+
+EXITS = "the answer calls sys.exit(); take that out"
 
 
 def show(value) -> str:
@@ -22,13 +25,15 @@ def attempt(call: str, work: Callable):
         return work()
     except NotImplementedError as error:
         said = f"still to write: {error}"
+    except SystemExit:
+        said = f"call:     {call}\nraised:   SystemExit: {EXITS}"
     except Exception as error:
         said = f"call:     {call}\nraised:   {type(error).__name__}: {error}"
     pytest.fail(said, pytrace=False)        # out here, so that no chain of tracebacks is shown
 
 
 def expect(call: str, got, expected, usually: str, tolerance: float = 1e-6) -> None:
-    """Fail unless the two are equal: shapes and types too, numbers within `tolerance`.
+    """Fail unless the two are equal: shapes and types too, floats within `tolerance`.
 
     usually: what such a failure mostly means.
     """
@@ -37,9 +42,24 @@ def expect(call: str, got, expected, usually: str, tolerance: float = 1e-6) -> N
                  and got.is_floating_point() == expected.is_floating_point()
                  and torch.allclose(got.double(), expected.double(), tolerance, tolerance))
     else:
-        right = type(got) is type(expected) and got == expected
+        right = same(got, expected, tolerance)
     if not right:
+        if got is None:
+            usually = "nothing was returned: is there a `return`?"
         fail(call, got, expected, usually)
+
+
+def same(got, expected, tolerance: float) -> bool:
+    """Floats within a relative `tolerance`, also in lists and tuples; all else exactly."""
+    if isinstance(expected, float):
+        return isinstance(got, float) and math.isclose(got, expected, rel_tol=tolerance,
+                                                       abs_tol=1e-12)
+    if type(got) is not type(expected):
+        return False
+    if isinstance(expected, (list, tuple)):
+        return len(got) == len(expected) and all(
+            same(a, b, tolerance) for a, b in zip(got, expected))
+    return got == expected
 
 
 def fail(call: str, got, expected, usually: str) -> None:
@@ -69,8 +89,10 @@ def judge(name: str, check: Callable, right: Callable,
                  "say what must hold with assert; other errors don't count")
 
 
-def outcome(check: Callable, implementation: Callable) -> Exception | None:
+def outcome(check: Callable, implementation: Callable) -> BaseException | None:
     try:
         check(implementation)
+    except SystemExit:
+        return SystemExit(EXITS)
     except Exception as error:
         return error

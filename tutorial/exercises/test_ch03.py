@@ -41,12 +41,14 @@ def angles(grid, head_dim, base, coordinates=lambda r, c, h, w: (r, c), exponent
 
 def test_rotary_angles(answers):
     rotary_angles = answers("rotary_angles")
-    for grid, head_dim, base in (((3, 5), 12, 100.0), ((5, 2), 8, 10000.0), ((1, 7), 20, 50.0)):
+    for grid, head_dim, base in (((3, 5), 12, 70.0), ((5, 2), 8, 10000.0), ((1, 7), 20, 50.0)):
         call = f"rotary_angles({grid}, {head_dim}, base={base})"
         got = attempt(call, lambda: rotary_angles(grid, head_dim, base=base))
         right, case = angles(grid, head_dim, base), (grid, head_dim, base)
         if isinstance(got, Tensor) and got.shape != right.shape:
-            fail(call, got, right, "K/4 frequencies turn with the row and the same K/4 with the "
+            fail(call, got, right, "h·w rows, one for each position; the class has none here"
+                 if got.shape[-1:] == right.shape[-1:] else
+                 "K/4 frequencies turn with the row and the same K/4 with the "
                  "column: K/2 angles for each of the h·w positions")
         mistakes = {
             "row and column are swapped: the first half of the angles turns with the row, the "
@@ -57,6 +59,8 @@ def test_rotary_angles(answers):
             "r, column c": angles(*case, columnwise=True),
             "that is one dimension: the flat raster index in place of row and column":
                 angles(*case, lambda r, c, h, w: (r * w + c, r * w + c)),
+            "base was not used: 10000 is only its default": angles(grid, head_dim, 10000.0),
+            "rows and columns are counted from 0": angles(*case, lambda r, c, h, w: (r + 1, c + 1)),
             "the exponent is -2i / K: K/2 is what the frequencies of one axis share":
                 angles(*case, exponent=1.0),
             "the exponent is -4i / (K/2): twice what it should be": angles(*case, exponent=4.0),
@@ -65,6 +69,9 @@ def test_rotary_angles(answers):
         }
         expect(call, got, right, usual(got, mistakes, "compare the first row that differs with the "
                                        "formula: angle i is r·f_i, angle K/4 + i is c·f_i"))
+        if got.dtype != torch.float64:
+            fail(f"{call}.dtype", got.dtype, torch.float64,
+                 "angles are computed in float64: torch.arange(…, dtype=torch.float64)")
 
 
 # --- rotate
@@ -119,6 +126,9 @@ def test_rotate(answers):
             "the sign of sin: that turns backwards": rotated(x, where, cos, sin, sign=-1),
             "b is computed from the new a: both need the old values":
                 rotated(x, where, cos, sin, stale=True),
+            "the pairs were put back as halves: a and b of a pair are neighbours":
+                right.unflatten(-1, (4, 2)).transpose(-1, -2).flatten(-2),
+            "cos and sin changed places": rotated(x, where, sin, cos),
             "turned by the number of the slot (0, 1, 2, …): where[b, s] says which row of the "
             "tables it is": rotated(x, slots, cos, sin),
             "the class slot came out as it went in: cos = sin = 0 makes it the zero vector":
@@ -128,6 +138,8 @@ def test_rotate(answers):
         expect(call, got, right, usual(
             got, mistakes, "one pair of features at a time: (a, b) -> (a·cos - b·sin, "
             "b·cos + a·sin), with cos[where], sin[where] the same for all heads of a slot"))
+        if got.dtype != x.dtype:
+            fail(f"{call}.dtype", got.dtype, x.dtype, "the result has the dtype of x")
 
 
 # --- query_attention
@@ -152,7 +164,8 @@ def case(seed: int, batch: int, slots: int, questions: int, heads: int, head_dim
 def answered(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
              scale: float | None = None, turn_keys=True, turn_values=False, turn_queries=True,
              by_rank=False, see_class=True, causal=False, over_queries=False, cut="heads first",
-             transpose=True, put_back=True) -> Tensor:
+             transpose=True, put_back=True, put_out=True, by_slot=False,
+             class_free=False) -> Tensor:
     """(B, M, D) by loops over samples, heads and questions, or what a mistake makes of it."""
     (batch, slots, dim), many = content.shape, targets.shape[1]
     width = dim // heads
@@ -176,7 +189,8 @@ def answered(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, hea
             scores, values = torch.zeros(many, slots, dtype=torch.float64), []
             for s in range(slots):
                 key, value = (part(project(w, content[b, s]), head) for w in (w_k, w_v))
-                key = turn(key, places[b, s]) if turn_keys else key
+                if turn_keys and not (class_free and s == 0):
+                    key = turn(key, torch.tensor(s) if by_slot else places[b, s])
                 values.append(turn(value, places[b, s]) if turn_values else value)
                 for m in range(many):
                     place = m if by_rank else targets[b, m]
@@ -191,7 +205,7 @@ def answered(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, hea
         if not put_back:
             mixed = mixed.transpose(0, 1)
         for m, one in enumerate(mixed.reshape(many, dim)):
-            out[b, m] = project(w_out, one)
+            out[b, m] = project(w_out, one) if put_out else one
     return out
 
 
@@ -203,6 +217,11 @@ def explain(got, arguments: dict, query_attention) -> str:
         f"scaled by sqrt(S) = sqrt({slots}): the scale belongs to the width of a head, not to the "
         "number of slots": dict(scale=slots),
         "scores were not divided by sqrt(K)": dict(scale=1),
+        "scores were divided by K: it is sqrt(K)": dict(scale=(dim // arguments["heads"])**2),
+        "w_out was forgotten: it projects the heads, put side by side": dict(put_out=False),
+        "keys were turned by the number of their slot, not by places": dict(by_slot=True),
+        "the class's key was not turned: its row of the tables is zero, and so is its key":
+            dict(class_free=True),
         "softmax over the questions: the weights of one question, over its slots, sum to 1":
             dict(over_queries=True),
         "values were turned too: they say what is there, whatever the place":
@@ -229,7 +248,9 @@ def explain(got, arguments: dict, query_attention) -> str:
     alone = attempt("query_attention with the first target alone", lambda: query_attention(
         **arguments | {"targets": arguments["targets"][:, :1]}))
     if not torch.allclose(alone.double(), got[:, :1].double(), 1e-6, 1e-6):
-        return "questions see each other: what one gets must not change with what else is asked"
+        return ("questions see each other, or (B, M, D) became (B, H, M, K) at one stroke: cut "
+                "it into (B, M, H, K), then transpose. What one gets must not change with what "
+                "else is asked")
     return ("one step at a time: shapes (B, M, H, K) for queries, (B, S, H, K) for keys and values "
             "before heads and slots change places")
 

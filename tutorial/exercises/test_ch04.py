@@ -32,7 +32,8 @@ def parts(answers) -> list:
     arguments = [x.clone() for x in (TOKENS, LABELS, ORDERS, DROP)]
     got = attempt(BATCH_CALL, lambda: answers("training_batch")(*arguments, 10, 3))
     if not isinstance(got, tuple) or len(got) != 4:
-        fail(BATCH_CALL, got, "a tuple of four tensors", "return all four, in the task's order")
+        fail(BATCH_CALL, got, "a tuple of four tensors",
+             "return a, b, c, d: all four, a tuple, in the task's order")
     for name, now, was in zip(("tokens", "labels", "orders", "drop"), arguments,
                               (TOKENS, LABELS, ORDERS, DROP)):
         expect(f"{name} after {BATCH_CALL}", now, was, "the caller's tensors were written to")
@@ -84,6 +85,8 @@ def test_training_batch__content(answers):
         "the class is not a row of the embedding table: class y is row V + 1 + y":
             slots(dropped - 11),
         "V is the row of [MASK]: class y is row V + 1 + y": slots(dropped - 1),
+        "[MASK] is not \"no class\": that is row V + 1 + C":
+            slots(torch.where(DROP, 10, 11 + LABELS)),
         "V + C is the last class's row: no class is row V + 1 + C":
             slots(torch.where(DROP, 13, 11 + LABELS)),
     }, "the class's row, then tokens[b, orders[b, 0]] to tokens[b, orders[b, N - 2]]"))
@@ -128,6 +131,12 @@ def test_chunked_loss__value(answers):
     for seed, rows in ((4, 5), (5, 23), (6, 22), (7, 1), (8, 100), (9, 9)):
         hidden, weight, targets, call = loss_case(seed, rows)
         got = attempt(call, lambda: answers("chunked_loss")(hidden, weight, targets, rows))
+        if isinstance(got, float):
+            fail(call, got, "a tensor of shape ()",
+                 "the graph was cut: .item() or float() makes a number that has no gradient")
+        if isinstance(got, torch.Tensor) and got.dtype == torch.float32:
+            fail(f"{call}.dtype", got.dtype, hidden.dtype,
+                 "the sum was begun in float32: begin with 0 or hidden.new_zeros(())")
         with torch.no_grad():
             losses = F.cross_entropy(hidden @ weight.T, targets, reduction="none")   # (R,)
         chunks, full = losses.split(rows), max(1, len(losses) // rows) * rows
@@ -166,7 +175,10 @@ def test_chunked_loss__rows(answers):
         # weight.T has V columns too, of 3 numbers each: fewer than `rows` rows.
         if largest.rows > rows:
             fail(f"rows of logits at once in {call}", largest.rows, f"at most {rows}",
-                 "all logits were made and only then cut: cut hidden, and multiply piece by piece")
+                 "all logits were made and only then cut, or a tensor as large, like one-hot "
+                 "targets: cut hidden, and multiply piece by piece" if largest.rows >= 23 else
+                 "a piece is too large: .split(rows) cuts pieces of that many rows, .chunk(rows) "
+                 "cuts that many pieces; and (rows, V, D) has D times too many numbers")
 
 
 # check_no_peeking
@@ -313,8 +325,11 @@ def test_average_step(answers):
                     decay * b + (1 - decay) * w,
                 "d goes on growing towards 1: decay is the most it may be":
                     warm * b + (1 - warm) * w,
-                "weights replaced the average": w,
+                f"weights replaced the average: it keeps the share d = {d:.3g}": w,
             }, "d * average + (1 - d) * weights, d = min(decay, (1 + step) / (10 + step))"), 1e-9)
+            if not weights[i].requires_grad:
+                fail(f"weights[{i}].requires_grad after {call}", False, True,
+                     "gradients of the model's weights were turned off: use torch.no_grad()")
             if a.requires_grad:
                 fail(f"average[{i}].requires_grad after {call}", True, False,
                      "the average became part of the graph, and every old graph stays in memory: "
