@@ -105,6 +105,14 @@ def test_floats_may_be_off_by_rounding_and_nothing_else(got, expected, right):
         expect("f()", got, expected, "rounding")
 
 
+def test_a_failure_shows_where_two_tensors_differ():
+    got, expected = torch.arange(20.0), torch.arange(20.0)
+    expected[13] = -1
+    with pytest.raises(pytest.fail.Exception) as told:
+        expect("f()", got, expected, "a slip")
+    assert "[…, 13, 14" in str(told.value) and "[…, -1, 14" in str(told.value)
+
+
 def leave(*_):
     raise SystemExit(3)
 

@@ -9,12 +9,12 @@ import torch
 EXITS = "the answer calls sys.exit(); take that out"
 
 
-def show(value) -> str:
-    """Short: a tensor by its shape and first numbers."""
+def show(value, start: int = 0) -> str:
+    """Short: a tensor by its shape and eight of its numbers, `start` being the first of them."""
     if isinstance(value, torch.Tensor):
-        few = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:8].tolist())
-        more = ", …" if value.numel() > 8 else ""
-        return f"{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)}: [{few}{more}]"
+        few = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[start:start + 8].tolist())
+        before, more = "…, " * (start > 0), ", …" * (value.numel() > start + 8)
+        return f"{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)}: [{before}{few}{more}]"
     text = repr(value)
     return text if len(text) < 200 else text[:200] + " …"
 
@@ -62,9 +62,20 @@ def same(got, expected, tolerance: float) -> bool:
     return got == expected
 
 
+def first_difference(got, expected) -> int:
+    """Where two tensors of one shape first differ visibly, if that is beyond what `show` shows."""
+    if not (isinstance(got, torch.Tensor) and isinstance(expected, torch.Tensor)
+            and got.shape == expected.shape):
+        return 0
+    differ = ~torch.isclose(got.detach().double(), expected.detach().double(), rtol=1e-4, atol=1e-6)
+    at = differ.flatten().nonzero()
+    return int(at[0]) if len(at) and at[0] >= 8 else 0
+
+
 def fail(call: str, got, expected, usually: str) -> None:
-    pytest.fail(f"call:     {call}\ngot:      {show(got)}\nexpected: {show(expected)}\n"
-                f"usually:  {usually}", pytrace=False)
+    start = first_difference(got, expected)
+    pytest.fail(f"call:     {call}\ngot:      {show(got, start)}\n"
+                f"expected: {show(expected, start)}\nusually:  {usually}", pytrace=False)
 
 
 def judge(name: str, check: Callable, right: Callable,
