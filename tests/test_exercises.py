@@ -12,6 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.helpers import ROOT
 from tutorial.exercises.grading import attempt, expect, judge
