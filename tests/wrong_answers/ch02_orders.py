@@ -59,8 +59,30 @@ def log_conditionals__by_position(joint, image, order):
 
 
 def log_conditionals__probabilities(joint, image, order):
-    """each entry is ln p(all up to t) - ln p(all before t)"""
+    """that is the probability; its natural logarithm is asked for"""
     return _right(joint, image, order).exp()
+
+
+def log_conditionals__base_2(joint, image, order):
+    """the logarithm is to base 2"""
+    return _right(joint, image, order) / torch.tensor(2.0).log()
+
+
+def log_conditionals__upside_down(joint, image, order):
+    """the quotient is upside down"""
+    return -_right(joint, image, order)
+
+
+def log_conditionals__image_by_time(joint, image, order):
+    """image[t] is that at position t"""
+    moved = torch.empty_like(image)
+    moved[order] = image
+    return _right(joint, moved % torch.tensor(joint.shape), order)
+
+
+def log_conditionals__float32(joint, image, order):
+    """the result must have joint's type"""
+    return torch.tensor(_right(joint, image, order).tolist())
 
 
 def to_raster__once_more(content, orders):
@@ -76,6 +98,19 @@ def to_raster__one_order_for_all(content, orders):
 
 def to_raster__nothing(content, orders):
     """nothing was moved"""
+    return content
+
+
+def to_raster__floats(content, orders):
+    """the result must have content's type"""
+    raster = torch.zeros(content.shape)
+    raster[torch.arange(len(orders))[:, None], orders] = content.float()
+    return raster
+
+
+def to_raster__in_place(content, orders):
+    """content was overwritten"""
+    content[torch.arange(len(orders))[:, None], orders] = content.clone()
     return content
 
 
