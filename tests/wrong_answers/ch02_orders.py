@@ -147,6 +147,30 @@ def inputs_and_targets__wrong_way(tokens, class_ids, orders):
     return torch.cat([targets[:, 1:], class_ids[:, None]], dim=1), targets
 
 
+def inputs_and_targets__first_left_out(tokens, class_ids, orders):
+    """the first token of the order was left out"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([class_ids[:, None], targets[:, 1:]], dim=1), targets
+
+
+def inputs_and_targets__class_last(tokens, class_ids, orders):
+    """the class stands last"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([targets[:, :-1], class_ids[:, None]], dim=1), targets
+
+
+def inputs_and_targets__one_too_many(tokens, class_ids, orders):
+    """the last token is among the inputs"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([class_ids[:, None], targets], dim=1), targets
+
+
+def inputs_and_targets__swapped(tokens, class_ids, orders):
+    """inputs and targets are swapped"""
+    targets = tokens.gather(1, orders)
+    return targets, torch.cat([class_ids[:, None], targets[:, :-1]], dim=1)
+
+
 def inputs_and_targets__rolled(tokens, class_ids, orders):
     """where the class belongs"""
     targets = tokens.gather(1, orders)

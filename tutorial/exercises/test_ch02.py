@@ -193,7 +193,9 @@ def test_inputs_and_targets(answers):
             fail(call, got, (inputs, targets), "two tensors are asked for, in a tuple")
         back = torch.stack([row[order.argsort()] for row, order in zip(tokens, orders)])
         usually = "targets[b, t] is tokens[b, orders[b, t]]"
-        if torch.equal(got[1], tokens):
+        if torch.equal(got[1], inputs) and torch.equal(got[0], targets):
+            usually = "inputs and targets are swapped"
+        elif torch.equal(got[1], tokens):
             usually = "the targets were left in raster order"
         elif torch.equal(got[1], back):
             usually = "the inverse of the order was applied"
@@ -202,17 +204,25 @@ def test_inputs_and_targets(answers):
         expect(f"the targets of {call}", got[1], targets, usually)
         raster = torch.cat([classes[:, None], tokens[:, :-1]], dim=1)
         raster_moved = torch.stack([row[order] for row, order in zip(raster, orders)])
-        usually = "inputs are the class, then the targets but for the last"
-        if torch.equal(got[0], targets):
-            usually = "there is no shift: input t is target t itself, so the model would copy it"
-        elif torch.equal(got[0], raster) or torch.equal(got[0], raster_moved):
-            usually = ("the shift was made in raster order; along the order, another token comes "
-                       "before")
-        elif torch.equal(got[0], torch.cat([targets[:, 1:], classes[:, None]], dim=1)):
-            usually = "the shift goes the wrong way: input t is a token that comes after target t"
-        elif torch.equal(got[0], targets.roll(1, 1)):
-            usually = "the last token came round to the front, where the class belongs"
-        expect(f"the inputs of {call}", got[0], inputs, usually)
+        rest, column = targets[:, 1:], classes[:, None]
+        mistakes = (
+            ("there is no shift: input t is target t itself, so the model would copy it", targets),
+            ("the shift was made in raster order; along the order, another token comes before",
+             raster),
+            ("the shift was made in raster order; along the order, another token comes before",
+             raster_moved),
+            ("the first token of the order was left out, where the last should be",
+             torch.cat([column, rest], dim=1)),
+            ("the shift goes the wrong way: input t is a token that comes after target t",
+             torch.cat([rest, column], dim=1)),
+            ("the class stands last, but is read first",
+             torch.cat([targets[:, :-1], column], dim=1)),
+            ("the last token came round to the front, where the class belongs", targets.roll(1, 1)),
+            ("the last token is among the inputs: nobody asks after it, so inputs are N long",
+             torch.cat([column, targets], dim=1)))
+        said = [text for text, mistake in mistakes if torch.equal(got[0], mistake)]
+        expect(f"the inputs of {call}", got[0], inputs, "; or: ".join(said)
+               or "inputs are the class, then the targets but for the last")
 
 
 # check_any_order
