@@ -64,6 +64,15 @@ def arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
     draw.polygon([tuple(end), tuple(back + 4 * side), tuple(back - 4 * side)], fill=fill)
 
 
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers in low..high: multiples of 1, 2 or 5 times a power of ten, about `most`."""
+    least = max(high - low, 1e-12) / most
+    power = 10.0 ** np.floor(np.log10(least))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power > 0.999 * least)
+    return [i * step for i in range(int(np.ceil(low / step - 1e-6)),
+                                    int(np.floor(high / step + 1e-6)) + 1)]
+
+
 def plot(lines: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str, y_title: str,
          size: tuple[int, int] = (520, 320), errors: dict[str, Sequence[float]] | None = None,
          log_x: bool = False) -> Image.Image:
@@ -83,11 +92,15 @@ def plot(lines: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str
                 bottom - (y - y0) / max(y1 - y0, 1e-12) * (bottom - top))
 
     draw.line((left, top, left, bottom, right, bottom), fill=INK)
-    for y in np.linspace(y0, y1, 5):
-        label(draw, (left - 6, place(next(iter(lines.values()))[0][0], y)[1]), f"{y:.3g}", 12,
-              anchor="rm")
-    for x in next(iter(lines.values()))[0]:
-        label(draw, (place(x, y0)[0], bottom + 6), f"{x:g}", 12, anchor="ma")
+    for y in ticks(y0, y1, 6):
+        at = place(1, y)[1]
+        draw.line((left - 4, at, left, at), fill=INK)
+        label(draw, (left - 7, at), f"{y:.6g}", 12, anchor="rm")
+    powers = 2.0 ** np.arange(np.ceil(x0), np.floor(x1) + 1) if log_x else ()
+    for x in powers[::1 + len(powers) // 8] if log_x else ticks(x0, x1, 7):
+        at = place(x, y0)[0]
+        draw.line((at, bottom, at, bottom + 4), fill=INK)
+        label(draw, (at, bottom + 6), f"{x:.6g}", 12, anchor="ma")
     label(draw, ((left + right) / 2, size[1] - 8), x_title, 13, anchor="md")
     label(draw, (left + 4, 2), y_title, 13)
     for (name, (x, y)), colour in zip(lines.items(), (WHAT, WHERE, GOOD, BAD, INK, "#7a3e9d")):

@@ -46,6 +46,11 @@ def nearest_ids__argmax_over_features(features, rows):
     return (F.normalize(rows, dim=-1) @ features.mT).argmax(-1)
 
 
+def nearest_ids__max_for_argmax(features, rows):
+    """max gives the values too"""
+    return (features @ F.normalize(rows, dim=-1).T).max(-1)
+
+
 def straight_through__detached_the_wrong_one(features, codes):
     """the decoder got the features, not what was rounded"""
     return codes + (features - codes).detach()
@@ -54,6 +59,22 @@ def straight_through__detached_the_wrong_one(features, codes):
 def straight_through__nothing_learns(features, codes):
     """no gradient reaches the features"""
     return codes.detach()
+
+
+def straight_through__features_cancel(features, codes):
+    """or what was not cancels"""
+    return features + codes.detach() - features
+
+
+def straight_through__nothing_detached(features, codes):
+    """the gradient went to the codes alone: nothing was detached"""
+    return features + (codes - features)
+
+
+def straight_through__overwrites_the_features(features, codes):
+    """the features were overwritten"""
+    features.data.copy_(codes)
+    return features
 
 
 def straight_through__gradient_to_both(features, codes):
@@ -99,6 +120,12 @@ def usage__rows_in_use(ids, size):
     """depends on how evenly the rows are used"""
     used = len(ids.unique())
     return used / size, float(used)
+
+
+def usage__count(ids, size):
+    """that is a count of rows"""
+    p = ids.flatten().bincount(minlength=size) / ids.numel()
+    return len(ids.unique()), torch.special.entr(p).sum().exp().item()
 
 
 def usage__tensors(ids, size):

@@ -59,8 +59,30 @@ def log_conditionals__by_position(joint, image, order):
 
 
 def log_conditionals__probabilities(joint, image, order):
-    """each entry is ln p(all up to t) - ln p(all before t)"""
+    """that is the probability; its natural logarithm is asked for"""
     return _right(joint, image, order).exp()
+
+
+def log_conditionals__base_2(joint, image, order):
+    """the logarithm is to base 2"""
+    return _right(joint, image, order) / torch.tensor(2.0).log()
+
+
+def log_conditionals__upside_down(joint, image, order):
+    """the quotient is upside down"""
+    return -_right(joint, image, order)
+
+
+def log_conditionals__image_by_time(joint, image, order):
+    """image[t] is that at position t"""
+    moved = torch.empty_like(image)
+    moved[order] = image
+    return _right(joint, moved % torch.tensor(joint.shape), order)
+
+
+def log_conditionals__float32(joint, image, order):
+    """the result must have joint's type"""
+    return torch.tensor(_right(joint, image, order).tolist())
 
 
 def to_raster__once_more(content, orders):
@@ -76,6 +98,19 @@ def to_raster__one_order_for_all(content, orders):
 
 def to_raster__nothing(content, orders):
     """nothing was moved"""
+    return content
+
+
+def to_raster__floats(content, orders):
+    """the result must have content's type"""
+    raster = torch.zeros(content.shape)
+    raster[torch.arange(len(orders))[:, None], orders] = content.float()
+    return raster
+
+
+def to_raster__in_place(content, orders):
+    """content was overwritten"""
+    content[torch.arange(len(orders))[:, None], orders] = content.clone()
     return content
 
 
@@ -110,6 +145,30 @@ def inputs_and_targets__wrong_way(tokens, class_ids, orders):
     """the shift goes the wrong way"""
     targets = tokens.gather(1, orders)
     return torch.cat([targets[:, 1:], class_ids[:, None]], dim=1), targets
+
+
+def inputs_and_targets__first_left_out(tokens, class_ids, orders):
+    """the first token of the order was left out"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([class_ids[:, None], targets[:, 1:]], dim=1), targets
+
+
+def inputs_and_targets__class_last(tokens, class_ids, orders):
+    """the class stands last"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([targets[:, :-1], class_ids[:, None]], dim=1), targets
+
+
+def inputs_and_targets__one_too_many(tokens, class_ids, orders):
+    """the last token is among the inputs"""
+    targets = tokens.gather(1, orders)
+    return torch.cat([class_ids[:, None], targets], dim=1), targets
+
+
+def inputs_and_targets__swapped(tokens, class_ids, orders):
+    """inputs and targets are swapped"""
+    targets = tokens.gather(1, orders)
+    return targets, torch.cat([class_ids[:, None], targets[:, :-1]], dim=1)
 
 
 def inputs_and_targets__rolled(tokens, class_ids, orders):

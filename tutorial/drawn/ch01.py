@@ -129,17 +129,18 @@ def on_the_circle() -> Image.Image:
     features = torch.stack([turn.cos(), turn.sin()], dim=-1)                    # (720, 2)
     image, draw = canvas(660, 350)
     colours, unit = (WHERE, GOOD, WHAT), F.normalize(rows, dim=-1)
-    for left, title, ids in ((10, "rows normalised: largest cosine", book.nearest(features)),
-                             (340, "rows as they are: largest product",
-                              (features @ rows.T).argmax(-1))):
+    for left, title, arrows, ids in (
+            (10, "rows normalised: largest cosine", unit, book.nearest(features)),
+            (340, "rows as they are: largest product", rows / 5, (features @ rows.T).argmax(-1))):
         label(draw, (left + 155, 8), title, 16, anchor="ma")
         x0, y0, radius = left + 155, 180, 125
         for (x, y), i in zip(features.tolist(), ids.tolist()):
             px, py = x0 + radius * x, y0 - radius * y
             draw.ellipse((px - 4, py - 4, px + 4, py + 4), fill=colours[i])
-        for i, (x, y) in enumerate(unit.tolist()):
+        for i in (0, 2, 1):                                     # the short one last, on top
+            (x, y), (a, b) = arrows[i].tolist(), unit[i].tolist()
             arrow(draw, (x0, y0), (x0 + 80 * x, y0 - 80 * y), colours[i], 3)
-            label(draw, (x0 + 96 * x, y0 - 96 * y), str(i), 16, colours[i], "mm")
+            label(draw, (x0 + 80 * x + 16 * a, y0 - 80 * y - 16 * b), str(i), 16, colours[i], "mm")
             share = (ids == i).double().mean().item()
             label(draw, (x0 - 100 + 100 * i, 340), f"row {i}: {share:.1%}", 14, colours[i], "mb")
     return image

@@ -85,7 +85,7 @@ def toy_samples() -> Image.Image:
         for j in range(12):
             picture = draw_toy(steps, rng)
             left, top = 14 + 62 * j, 82 * k + 30
-            colours = np.where(np.array(picture).reshape(2, 3, 1) == 1, [31, 95, 168], 255)
+            colours = np.where(np.array(picture).reshape(2, 3, 1) == 1, 255, [34, 34, 34])
             draw.rectangle((left - 5, top - 5, left + 50, top + 37), width=3,
                            outline=GOOD if picture in PICTURES else BAD)
             cells(draw, (left, top), colours.astype(np.uint8), 15)

@@ -43,7 +43,9 @@ def what_went_wrong(got, features: torch.Tensor, rows: torch.Tensor) -> str:
              and isinstance(got, torch.Tensor) and torch.equal(got, result)]
     if found:
         return "; or: ".join(found)
-    if isinstance(got, torch.Tensor) and got.shape != features.shape[:-1]:
+    if not isinstance(got, torch.Tensor):
+        return "one tensor of ids is asked for; max gives the values too, argmax the numbers alone"
+    if got.shape != features.shape[:-1]:
         return "the ids must have the features' shape without the last axis"
     return "the id is not the number of the row with the largest cosine"
 
@@ -76,8 +78,11 @@ def test_straight_through(answers):
     for seed, shape in ((5, (3,)), (6, (2, 3, 5)), (7, (4, 7))):
         features, codes, slope = (random(*shape, seed=seed + k).requires_grad_(k < 20)
                                   for k in (0, 10, 20))
+        before = features.detach().clone()
         call = f"straight_through(features {shape}, codes {shape})"
         got = attempt(call, lambda: function(features, codes))
+        expect(f"features after {call}", features.detach(), before,
+               "the features were overwritten; the commitment loss still needs them")
         expect(f"the value of {call}", got, codes.detach(),
                "the detach is on the wrong one: the decoder got the features, not what was "
                "rounded" if isinstance(got, torch.Tensor) and torch.equal(got, features)
@@ -92,13 +97,13 @@ def test_straight_through(answers):
         both = to_features.any() and to_codes.any()
         if not to_features.any() and not to_codes.any():
             fail(f"{call} features", to_features, slope,
-                 "everything was detached: no gradient reaches the features, the encoder never "
-                 "learns")
+                 "no gradient reaches the features, the encoder never learns: everything was "
+                 "detached, or what was not cancels")
         if both:
             fail(f"{call} codes", to_codes, nothing,
                  "the gradient goes to both: the difference must be detached as a whole")
         expect(f"{call} features", to_features, slope,
-               "the gradient went to the codes alone: the features are only in the value"
+               "the gradient went to the codes alone: nothing was detached, or the wrong part was"
                if to_codes.any() else
                "the features' gradient must be what arrives, as if nothing had been rounded")
 
@@ -116,10 +121,13 @@ def test_usage(answers):
         got = attempt(call, lambda: usage(tensor, size))
         if not (isinstance(got, tuple) and len(got) == 2
                 and all(isinstance(x, float) for x in got)):
-            fail(call, got, (share, perplexity), "two Python floats are asked for; .item() makes "
-                                                 "one of a tensor")
-        expect(f"the share in {call}", torch.tensor(got[0]), torch.tensor(share),
-               "the share is of all `size` rows, those above the largest id included")
+            counted = isinstance(got, tuple) and got and isinstance(got[0], int)
+            fail(call, got, (share, perplexity),
+                 "that is a count of rows; the share is what it is divided by `size`" if counted
+                 else "two Python floats are asked for; .item() makes one of a tensor")
+        if not abs(got[0] - share) < 1e-6:
+            fail(f"the share in {call}", got[0], share,
+                 "the share is of all `size` rows, those above the largest id included")
         entropy = torch.tensor(perplexity).log()
         usually = {
             "0·ln 0 counts as 0, but 0 * log(0) is nan; torch.special.entr knows": got[1] != got[1],
@@ -131,9 +139,9 @@ def test_usage(answers):
                 abs(got[1] - share * size) < 1e-4,
         }
         said = [text for text, found in usually.items() if found]
-        expect(f"the perplexity in {call}", torch.tensor(got[1]), torch.tensor(perplexity),
-               said[0] if said else "p_v is the share that id v has of all ids of the tensor",
-               tolerance=1e-5)
+        if not abs(got[1] - perplexity) < 1e-4:
+            fail(f"the perplexity in {call}", got[1], perplexity, said[0] if said else
+                 "p_v is the share that id v has of all ids of the tensor")
 
 
 # check_round_trip

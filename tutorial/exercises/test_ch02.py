@@ -1,5 +1,7 @@
 """Grades chapter 2: `python -m pytest tutorial/exercises/test_ch02.py [--answers FOLDER]`."""
 
+import math
+
 import torch
 
 from tutorial.exercises.grading import attempt, expect, fail, judge
@@ -83,6 +85,11 @@ def by_position(joint, image, order):
     return right(joint, image, order)[order.argsort()]
 
 
+def image_by_time(joint, image, order):
+    ids = [image[t] % size for t, size in zip(order.argsort(), joint.shape)]
+    return right(joint, torch.stack(ids), order)
+
+
 def test_log_conditionals(answers):
     function = answers("log_conditionals")
     cases = [(torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.3, 0.1]], dtype=torch.float64), [0, 1], [1, 0],
@@ -104,16 +111,31 @@ def test_log_conditionals(answers):
         "the order was ignored": always_raster,
         "the entries are right but stand by raster position; entry t belongs to order[t]":
             by_position,
-        "given are the later tokens of the order, not the earlier ones": backwards}
+        "given are the later tokens of the order, not the earlier ones": backwards,
+        "the id at position order[t] is image[order[t]]; image[t] is that at position t":
+            image_by_time,
+        "that is the probability; its natural logarithm is asked for":
+            lambda *case: right(*case).exp(),
+        "the logarithm is to base 2; the natural one is asked for":
+            lambda *case: right(*case) / math.log(2),
+        "the quotient is upside down: p(all up to t) is divided by p(all before t)":
+            lambda *case: -right(*case)}
+    tried = []
     for joint, image, order, name in cases:
         image, order = torch.tensor(image), torch.tensor(order)
         call = f"log_conditionals({name}, image {image.tolist()}, order {order.tolist()})"
         got = attempt(call, lambda: function(joint.clone(), image.clone(), order.clone()))
-        same = [text for text, mistake in mistakes.items()
-                if isinstance(got, torch.Tensor) and got.shape == image.shape
-                and torch.allclose(got.double(), mistake(joint, image, order), 1e-5, 1e-5)]
-        expect(call, got, right(joint, image, order), "; or: ".join(same)
+        tried.append((call, got, joint, image, order))
+    same = [text for text, mistake in mistakes.items()
+            if all(isinstance(got, torch.Tensor) and got.shape == case[1].shape
+                   and torch.allclose(got.double(), mistake(*case), 1e-5, 1e-5)
+                   for _, got, *case in tried)]
+    for call, got, *case in tried:
+        expect(call, got, right(*case), "; or: ".join(same)
                or "each entry is ln p(all up to t) - ln p(all before t), along the order", 1e-5)
+        if got.dtype != case[0].dtype:
+            fail(call, got, right(*case), "the result must have joint's type; a tensor made of "
+                                          "Python numbers is float32")
 
 
 # to_raster
@@ -131,18 +153,23 @@ def test_to_raster(answers):
             for t, position in enumerate(orders[b].tolist()):
                 expected[b, position] = content[b, t]
         call = f"to_raster(content {tuple(content.shape)}, orders {orders.tolist()})"
-        got = attempt(call, lambda: to_raster(content.clone(), orders.clone()))
+        given = content.clone()
+        got = attempt(call, lambda: to_raster(given, orders.clone()))
         usually = "raster[b, orders[b, t]] must be content[b, t], whatever the last axes are"
         if isinstance(got, torch.Tensor) and got.shape == content.shape:
             index = orders.view(*orders.shape, *[1] * (content.ndim - 2)).expand_as(content)
             if torch.equal(got, content.gather(1, index)):
                 usually = ("the permutation was applied once more, where its inverse is asked for: "
                            "that is content[b, orders[b, t]]")
+            elif torch.equal(got, expected):
+                usually = "the result must have content's type"
             elif torch.equal(got, content[:, orders[0].argsort()]):
                 usually = "the first sample's order was used for all"
             elif torch.equal(got, content):
                 usually = "nothing was moved"
         expect(call, got, expected, usually)
+        expect(f"content after {call}", given, content, "content was overwritten; write to a new "
+                                                        "tensor")
 
 
 # inputs_and_targets
@@ -166,7 +193,9 @@ def test_inputs_and_targets(answers):
             fail(call, got, (inputs, targets), "two tensors are asked for, in a tuple")
         back = torch.stack([row[order.argsort()] for row, order in zip(tokens, orders)])
         usually = "targets[b, t] is tokens[b, orders[b, t]]"
-        if torch.equal(got[1], tokens):
+        if torch.equal(got[1], inputs) and torch.equal(got[0], targets):
+            usually = "inputs and targets are swapped"
+        elif torch.equal(got[1], tokens):
             usually = "the targets were left in raster order"
         elif torch.equal(got[1], back):
             usually = "the inverse of the order was applied"
@@ -175,17 +204,25 @@ def test_inputs_and_targets(answers):
         expect(f"the targets of {call}", got[1], targets, usually)
         raster = torch.cat([classes[:, None], tokens[:, :-1]], dim=1)
         raster_moved = torch.stack([row[order] for row, order in zip(raster, orders)])
-        usually = "inputs are the class, then the targets but for the last"
-        if torch.equal(got[0], targets):
-            usually = "there is no shift: input t is target t itself, so the model would copy it"
-        elif torch.equal(got[0], raster) or torch.equal(got[0], raster_moved):
-            usually = ("the shift was made in raster order; along the order, another token comes "
-                       "before")
-        elif torch.equal(got[0], torch.cat([targets[:, 1:], classes[:, None]], dim=1)):
-            usually = "the shift goes the wrong way: input t is a token that comes after target t"
-        elif torch.equal(got[0], targets.roll(1, 1)):
-            usually = "the last token came round to the front, where the class belongs"
-        expect(f"the inputs of {call}", got[0], inputs, usually)
+        rest, column = targets[:, 1:], classes[:, None]
+        mistakes = (
+            ("there is no shift: input t is target t itself, so the model would copy it", targets),
+            ("the shift was made in raster order; along the order, another token comes before",
+             raster),
+            ("the shift was made in raster order; along the order, another token comes before",
+             raster_moved),
+            ("the first token of the order was left out, where the last should be",
+             torch.cat([column, rest], dim=1)),
+            ("the shift goes the wrong way: input t is a token that comes after target t",
+             torch.cat([rest, column], dim=1)),
+            ("the class stands last, but is read first",
+             torch.cat([targets[:, :-1], column], dim=1)),
+            ("the last token came round to the front, where the class belongs", targets.roll(1, 1)),
+            ("the last token is among the inputs: nobody asks after it, so inputs are N long",
+             torch.cat([column, targets], dim=1)))
+        said = [text for text, mistake in mistakes if torch.equal(got[0], mistake)]
+        expect(f"the inputs of {call}", got[0], inputs, "; or: ".join(said)
+               or "inputs are the class, then the targets but for the last")
 
 
 # check_any_order
