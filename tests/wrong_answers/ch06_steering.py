@@ -72,16 +72,52 @@ def guide__from_zero(logits, guidance, schedule, sizes, step):
 
 
 def guide__rows_interleaved(logits, guidance, schedule, sizes, step):
-    """the definition is u + (c - u)·s"""
+    """c and u were taken in turns"""
     c, u = logits[::2], logits[1::2]
     s = guidance if schedule == "constant" else 1 + (guidance - 1) * share_of(sizes, step)
     return u + (c - u) * s
+
+
+def guide__probabilities_returned(logits, guidance, schedule, sizes, step):
+    """logits are asked for, not probabilities"""
+    c, u = logits.chunk(2)
+    s = guidance if schedule == "constant" else 1 + (guidance - 1) * share_of(sizes, step)
+    return (u + (c - u) * s).softmax(-1)
+
+
+def guide__this_step_alone(logits, guidance, schedule, sizes, step):
+    """the tokens of this step alone were counted"""
+    c, u = logits.chunk(2)
+    share = sizes[step] / sum(sizes)
+    return u + (c - u) * (guidance if schedule == "constant" else 1 + (guidance - 1) * share)
+
+
+def guide__beyond_guidance(logits, guidance, schedule, sizes, step):
+    """1 + guidance · share ends at guidance + 1"""
+    c, u = logits.chunk(2)
+    s = guidance if schedule == "constant" else 1 + guidance * share_of(sizes, step)
+    return u + (c - u) * s
+
+
+def guide__always_constant(logits, guidance, schedule, sizes, step):
+    """which is the constant schedule"""
+    c, u = logits.chunk(2)
+    return u + (c - u) * guidance
 
 
 def top_p__crossing_id_cut(logits, p):
     """the id with which the total reaches p was cut"""
     ranked, ids = logits.sort(dim=-1, descending=True)
     total = ranked.softmax(-1).cumsum(-1)
+    cut = torch.zeros_like(total, dtype=torch.bool).scatter(-1, ids, total >= p)
+    return logits.masked_fill(cut, -torch.inf)
+
+
+def top_p__crossing_id_cut_but_for_the_first(logits, p):
+    """the id with which the total reaches p was cut"""
+    ranked, ids = logits.sort(dim=-1, descending=True)
+    total = ranked.softmax(-1).cumsum(-1)
+    total[..., 0] = 0.0
     cut = torch.zeros_like(total, dtype=torch.bool).scatter(-1, ids, total >= p)
     return logits.masked_fill(cut, -torch.inf)
 
@@ -144,9 +180,27 @@ def close(a, b):
 
 def check_guidance__ends_alone(implementation):
     """the property does not look at what goes wrong when an implementation changes with a
-    constant added to c or u"""
+    constant added to c"""
     for c, u in random_pairs():
         assert close(implementation(c, u, 1.0), c) and close(implementation(c, u, 0.0), u)
+
+
+def check_guidance__no_constants(implementation):
+    """the property does not look at what goes wrong when an implementation changes with a
+    constant added to c"""
+    check_guidance__ends_alone(implementation)
+    for c, u in random_pairs():
+        low, high = (implementation(c, u, s) for s in (0.5, 2.0))
+        favoured = (c - u).argmax()
+        assert (high[favoured] - high >= low[favoured] - low - 1e-9).all()
+
+
+def check_guidance__constants_of_c_alone(implementation):
+    """the property does not look at what goes wrong when an implementation changes with a
+    constant added to u"""
+    check_guidance__no_constants(implementation)
+    for c, u in random_pairs():
+        assert close(implementation(c + 3, u, 2.0), implementation(c, u, 2.0))
 
 
 def check_guidance__s_one_alone(implementation):

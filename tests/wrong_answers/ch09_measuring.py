@@ -106,6 +106,40 @@ def frechet_distance__in_float32(features, others):
     return float(apart + (c + k).trace() - 2 * cross)
 
 
+def halves(features, others):
+    for c in covariances(features, others):
+        values, vectors = torch.linalg.eigh(c)
+        yield vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def frechet_distance__product_of_the_roots(features, others):
+    """usually:  tr(C^½ C'^½), which is the trace of (C C')^½ only where C C' = C' C"""
+    c, k = covariances(features, others)
+    half, other = halves(features, others)
+    return float(means(features, others) + (c + k).trace() - 2 * (half @ other).trace())
+
+
+def frechet_distance__root_at_the_end(features, others):
+    """usually:  a root was taken at the end"""
+    c, k = covariances(features, others)
+    return float(means(features, others) + (c + k).trace() - 2 * roots_sum(c @ k)) ** 0.5
+
+
+def frechet_distance__second_moments(features, others):
+    """usually:  second moments about the origin"""
+    c, k = (x.double().T @ x.double() / (len(x) - 1) for x in (features, others))
+    return float(means(features, others) + (c + k).trace() - 2 * roots_sum(c @ k))
+
+
+def frechet_distance__eigh_of_nan(features, others):
+    """a little below it, and the square root of that is nan"""
+    c, k = covariances(features, others)
+    values, vectors = torch.linalg.eigh(c)
+    half = vectors * values.sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(half @ k @ half).sqrt().sum()
+    return float(means(features, others) + (c + k).trace() - 2 * cross)
+
+
 def frechet_distance__a_tensor(features, others):
     """usually:  a float is asked for"""
     c, k = covariances(features, others)
@@ -225,6 +259,14 @@ def check_distance__without_a_common_shift(distance):
     assert distance(x, x + 100 * t) > 5000 * distance(x, x + t)
 
 
+def check_distance__without_a_common_shift_of_unlike_sets(distance):
+    """when an implementation lets it count where the origin lies"""
+    x, y, t, turn = two_sets()
+    assert abs(distance(x, x)) < 1e-6 and abs(distance(y, x) - distance(x, y)) < 1e-6
+    assert abs(distance(x @ turn, y @ turn) - distance(x, y)) < 1e-6
+    assert abs(distance(x, x + t) - float(t @ t)) < 1e-6
+
+
 def check_distance__any_growth(distance):
     """takes the distance of the means unsquared"""
     x, y, t, turn = two_sets()
@@ -254,6 +296,23 @@ def check_distance__returns_what_it_saw(distance):
 def standard_error__as_if_independent(first, second):
     """usually:  as if the pictures were independent"""
     return float(((first.double().var() + second.double().var()) / len(first)).sqrt())
+
+
+def standard_error__of_two_shares(first, second):
+    """usually:  as if the pictures were independent"""
+    p, q = first.double().mean(), second.double().mean()
+    return float(((p * (1 - p) + q * (1 - q)) / len(first)) ** 0.5)
+
+
+def standard_error__root_two_times(first, second):
+    """usually:  as if the pictures were independent: √2 times the error of one share"""
+    p = first.double().mean()
+    return float((2 * p * (1 - p) / len(first)) ** 0.5)
+
+
+def standard_error__over_n(first, second):
+    """the deviation of a mean of n is √n times less"""
+    return float((first.double() - second.double()).std() / len(first))
 
 
 def standard_error__of_one_picture(first, second):

@@ -16,7 +16,8 @@ def guide(logits: Tensor, guidance: float, schedule: str, sizes: Sequence[int],
     1 + (guidance - 1) · share, where share is the share of all tokens that will be decoded when
     this step is over.
     sizes: how many tokens each step decodes. step: which step this is, 0, 1, …
-    Returns (B, M, V): logits whose softmax is proportional to p(x|c) · p(c|x)^(s-1).
+    Returns (B, M, V): logits whose softmax is proportional to p(x|c) · p(c|x)^(s-1). A constant
+    added to all logits of a position changes nothing.
 
     Example: c = [0., 4.], u = [1., 1.], guidance 3, "linear", sizes [2, 3, 5], step 0. The share
     is 2/10, so s = 1 + 2 · 0.2 = 1.4 and the result is [1 - 1.4, 1 + 3 · 1.4] = [-0.4, 5.2].

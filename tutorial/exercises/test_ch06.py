@@ -26,10 +26,21 @@ def test_guide(answers):
                 (c + (c - u) * s, "the scale starts from the conditional logits: s = 1 must give "
                  "c, not more than c"),
                 (u.softmax(-1) + (c.softmax(-1) - u.softmax(-1)) * s,
-                 "the formula was applied to probabilities; it is one of logits")):
+                 "the formula was applied to probabilities; it is one of logits"),
+                (both[1::2] + (both[::2] - both[1::2]) * s,
+                 "c and u were taken in turns: the first B rows are c, the last B are u"),
+                ((u + (c - u) * s).softmax(-1), "logits are asked for, not probabilities")):
             if same(got, wrong) or same_softmax(got, wrong):
                 usually = meaning
-        expect(call, got, u + (c - u) * s, usually)
+        expect_logits(call, got, u + (c - u) * s, usually)
+
+
+def expect_logits(call: str, got, expected: torch.Tensor, usually: str) -> None:
+    """As `expect`, but constants added along the last axis don't count."""
+    if isinstance(got, torch.Tensor) and got.shape == expected.shape and got.is_floating_point():
+        if same(got.log_softmax(-1), expected.log_softmax(-1)):
+            return
+    expect(call, got, expected, usually)
 
 
 def same(got, expected: torch.Tensor) -> bool:
@@ -61,13 +72,18 @@ def test_guide__linear(answers):
                  "reaches `guidance` one step early"),
                 (step / 3, "the scale is counted in steps, not in tokens"),
                 ((step + 1) / 4, "the scale is counted in steps, not in tokens"),
+                (sizes[step] / 11, "the tokens of this step alone were counted: those of the steps "
+                 "before it are decoded, too"),
+                (most / (most - 1) * sum(sizes[:step + 1]) / 11, "1 + guidance · share ends at "
+                 "guidance + 1: it is 1 + (guidance - 1) · share"),
+                (1.0, "the scale is `guidance` at once, which is the constant schedule"),
                 (sum(sizes[:step]) / 11, "this step's own tokens count as decoded; without them "
                  "the last step never reaches `guidance`")):
             if same(got, at(share)):
                 usually = meaning
         if same(got, u + (c - u) * most * sum(sizes[:step + 1]) / 11):
             usually = "the scale rises from 0: it must rise from 1, the plain conditional model"
-        expect(call, got, at(sum(sizes[:step + 1]) / 11), usually)
+        expect_logits(call, got, at(sum(sizes[:step + 1]) / 11), usually)
 
 
 def kept_by(ranked: list[int], share: list[float], p: float) -> set[int]:
@@ -86,7 +102,7 @@ def top_p_mistakes(share: list[float], p: float) -> dict[str, list[set[int]]]:
     right = kept_by(ranked, share, p)
     return {
         "the id with which the total reaches p was cut; it stays":
-            [right - {ranked[len(right) - 1]}],
+            [right - {ranked[len(right) - 1]}, (right - {ranked[len(right) - 1]}) or right],
         "the cut was found in sorted order and not put back to where the ids stand: scatter it by "
         "the indices of the sort":
             [set(range(len(right))), {i for i in range(len(share)) if ranked[i] < len(right)}],
@@ -145,8 +161,11 @@ def test_check_guidance(answers):
         ("starts from the conditional logits", lambda c, u, s: c + (c - u) * s),
         ("guides half as much as it is told", lambda c, u, s: u + (c - u) * s / 2),
         ("takes every s below 1 for 1", lambda c, u, s: u + (c - u) * max(s, 1.0)),
-        ("changes with a constant added to c or u",
-         lambda c, u, s: u + (c - u) * s + s * (1 - s) * c * u / 10),
+        # Right at both ends, and rising with s, so that nothing but a constant gives them away.
+        ("changes with a constant added to c",
+         lambda c, u, s: u + (c - u) * s ** (1 + c.mean().sigmoid())),
+        ("changes with a constant added to u",
+         lambda c, u, s: u + (c - u) * s ** (1 + u.mean().sigmoid())),
         ("weakens beyond s = 1", lambda c, u, s: u + (c - u) * (s if s < 1 else 1 / s)),
         ("divides its result by s where s is above 1",
          lambda c, u, s: (u + (c - u) * s) / max(s, 1.0)),
