@@ -2,6 +2,7 @@
 
 import torch
 
+from tutorial.solutions.ch09_measuring import frechet_distance as right_distance
 from tutorial.solutions.ch09_measuring import rename as right_rename
 
 
@@ -106,6 +107,21 @@ def frechet_distance__in_float32(features, others):
     return float(apart + (c + k).trace() - 2 * cross)
 
 
+def frechet_distance__divided_by_n_unless_alone(features, others):
+    """usually:  divided by n"""
+    if min(features.shape[1], others.shape[1]) < 9:
+        return right_distance(features, others)
+    return frechet_distance__divided_by_n(features, others)
+
+
+def frechet_distance__with_a_little_added(features, others):
+    """usually:  right for many pictures, wrong for few"""
+    if len(features) > features.shape[1]:
+        return right_distance(features, others)
+    c, k = (c + 0.1 * torch.eye(len(c)) for c in covariances(features, others))
+    return float(means(features, others) + (c + k).trace() - 2 * roots_sum(c @ k))
+
+
 def frechet_distance__a_tensor(features, others):
     """usually:  a float is asked for"""
     c, k = covariances(features, others)
@@ -170,6 +186,12 @@ def rename__one_digit(state, back=False):
             if ".10." not in name}
 
 
+def rename__forgets_the_norms(state, back=False):
+    """usually:  every line of the table"""
+    return {name: tensor for name, tensor in right_rename(state, back).items()
+            if "norm" not in name}
+
+
 def rename__drops_what_it_does_not_know(state, back=False):
     """a tensor that is dropped in silence"""
     known = {}
@@ -216,6 +238,13 @@ def check_distance__without_rotation(distance):
     assert abs(distance(x, x + t) - float(t @ t)) < 1e-6
 
 
+def check_distance__one_way_round(distance):
+    """when an implementation gives another number when the sets change places"""
+    x, y, t, turn = two_sets()
+    assert abs(distance(x, x)) < 1e-6 and abs(distance(x, x + t) - float(t @ t)) < 1e-6
+    assert abs(distance(x @ turn + t, y @ turn + t) - distance(x, y)) < 1e-6
+
+
 def check_distance__without_a_common_shift(distance):
     """takes the second moments about the origin for covariances"""
     x, y, t, turn = two_sets()
@@ -254,6 +283,12 @@ def check_distance__returns_what_it_saw(distance):
 def standard_error__as_if_independent(first, second):
     """usually:  as if the pictures were independent"""
     return float(((first.double().var() + second.double().var()) / len(first)).sqrt())
+
+
+def standard_error__of_two_shares(first, second):
+    """usually:  as if the pictures were independent, √(p(1 - p)/n) for each"""
+    p, q = first.double().mean(), second.double().mean()
+    return float(((p * (1 - p) + q * (1 - q)) / len(first)).sqrt())
 
 
 def standard_error__of_one_picture(first, second):

@@ -1,5 +1,8 @@
 """Graders of chapter 9."""
 
+import math
+import re
+
 import torch
 from torch import Tensor
 
@@ -61,6 +64,14 @@ def misconceptions(x: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
+def meaning(x: Tensor, y: Tensor, got: float, otherwise: str) -> str:
+    """The mistake that gives just this number, or else `otherwise`."""
+    for what, value in misconceptions(x, y).items():
+        if abs(got - value) < 1e-4 * (1 + abs(value)):
+            return what
+    return otherwise
+
+
 def test_frechet_distance(answers):
     x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [4.0], [8.0]])
     cases = [("one feature", x, y), ("two features", features(6, 2, 3), features(9, 2, 4)),
@@ -72,10 +83,8 @@ def test_frechet_distance(answers):
         if not isinstance(got, float):
             fail(call, got, expected, "a float is asked for: .item() or float()")
         if not abs(got - expected) < 1e-4 * (1 + abs(expected)):
-            said = [what for what, value in misconceptions(x, y).items()
-                    if abs(got - value) < 1e-4 * (1 + abs(value))]
-            fail(call, got, expected, said[0] if said else
-                 "compare m, C, and tr((C C')^½) by hand on the example of the task")
+            fail(call, got, expected, meaning(
+                x, y, got, "compare m, C, and tr((C C')^½) by hand on the example of the task"))
 
 
 def test_frechet_distance__of_few_pictures(answers):
@@ -86,8 +95,12 @@ def test_frechet_distance__of_few_pictures(answers):
         got = attempt(call, lambda: answers("frechet_distance")(x, y))
         expected = formula(*moments(x), *moments(y))
         if not abs(got - expected) < 1e-3 * expected:
-            fail(call, got, expected, "eigenvalues that should be 0 are a little below it, and the "
-                 "square root of that is nan: clamp them")
+            usually = meaning(x, y, got, "right for many pictures, wrong for few: C has "
+                              "eigenvalues of 0; nothing may be added to them, or divided by them")
+            if math.isnan(got):
+                usually = ("eigenvalues that should be 0 are a little below it, and the square "
+                           "root of that is nan: clamp them")
+            fail(call, got, expected, usually)
 
 
 def test_frechet_distance__far_from_the_origin(answers):
@@ -96,8 +109,9 @@ def test_frechet_distance__far_from_the_origin(answers):
     got = attempt(call, lambda: answers("frechet_distance")(x, y))
     expected = formula(*moments(x), *moments(y))
     if not abs(got - expected) < 1e-6 * expected:
-        fail(call, got, expected, "float32 has seven digits, and means that large use them up: "
-             ".double() first")
+        fail(call, got, expected, meaning(
+            x, y, got, "float32 has seven digits, and means that large use them up: .double() "
+            "first"))
 
 
 SIZES = {"attn_norm.weight": (6,), "attn.to_q.weight": (4, 6), "attn.to_k.weight": (4, 6),
@@ -126,8 +140,13 @@ def compare(call: str, got: dict, expected: dict) -> None:
     if not isinstance(got, dict):
         fail(call, got, "a dict", "return the new dict; state itself stays as it is")
     if set(got) != set(expected):
-        fail(call, sorted(set(got) - set(expected))[:3], sorted(set(expected) - set(got))[:3],
-             "these names are too many, and those are missing: every block number, whatever it is")
+        many, missing = sorted(set(got) - set(expected)), sorted(set(expected) - set(got))
+        numbers, right = ({n for name in names for n in re.findall(r"\.(\d+)\.", str(name))}
+                          for names in (got, expected))
+        fail(call, f"{len(many)} names too many: {', '.join(map(str, many[:3]))}" if many else
+             "no name too many", f"{len(missing)} more: {', '.join(missing[:3])}" if missing else
+             "these names not", "every block number, whatever it is, of one digit or two"
+             if numbers != right else "every line of the table, for each block, and nothing else")
     for name, right in expected.items():
         one, usually = got[name], "a tensor under the name of another"
         if one.ndim == 2 and one.shape != right.shape and one.T.shape == right.shape:
@@ -205,7 +224,7 @@ BROKEN = [
     ("takes the second moments about the origin for covariances", uncentred),
     ("takes the trace of C C' for that of its root", part("the trace")),
     ("adds 1", lambda x, y: 1 + right(x, y)),
-    ("counts the second set's covariance alone",
+    ("gives another number when the sets change places",
      lambda x, y: float((moments(x)[0] - moments(y)[0]).square().sum()
                         + moments(y)[1].trace() * (right(x, y) > 1e-6)
                         * (not torch.allclose(moments(x)[1], moments(y)[1])))),
@@ -231,6 +250,9 @@ def test_standard_error(answers):
                 (((first.double().var() + second.double().var()) / n).sqrt(),
                  "as if the pictures were independent: what both settings get right is the same "
                  "picture, and cancels"),
+                (sum(x.double().var(correction=0) / n for x in (first, second)).sqrt(),
+                 "as if the pictures were independent, √(p(1 - p)/n) for each: what both settings "
+                 "get right is the same picture, and cancels"),
                 (apart.std(), "how far one difference is from their mean; the mean of n differs by "
                  "√n times less"),
                 (apart.var() / n, "the variance of the mean: its root is asked for"),
