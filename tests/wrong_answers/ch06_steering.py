@@ -233,6 +233,29 @@ def check_guidance__probability_alone(implementation):
         assert high >= low - 1e-9
 
 
+def check_guidance__two_scales_above_one(implementation):
+    """the property does not look at what goes wrong when an implementation turns back on the way
+    from s = 0 to s = 1"""
+    check_guidance__no_larger_s(implementation)
+    for c, u in random_pairs():
+        favoured = (c - u).argmax()
+        low, high = (implementation(c, u, s) for s in (2.0, 3.0))
+        assert (high[favoured] - high >= low[favoured] - low - 1e-9).all()
+        assert close(implementation(c + 3, u, 0.5), implementation(c, u, 0.5))
+
+
+def check_guidance__probability_of_the_favoured(implementation):
+    """the property does not look at what goes wrong when an implementation lets another id gain on
+    the favoured one beyond s = 1"""
+    check_guidance__no_larger_s(implementation)
+    for c, u in random_pairs():
+        favoured, before = (c - u).argmax(), 0.0
+        for s in (0.0, 0.3, 0.6, 1.0, 2.0, 4.0):
+            share = implementation(c, u, s).softmax(-1)[favoured]
+            assert share >= before - 1e-9
+            before = share
+
+
 def check_guidance__logits_not_distributions(implementation):
     """the property asks for more than is true"""
     for c, u in random_pairs():
@@ -262,6 +285,6 @@ def agreement__even_odds(joint):
 
 
 def agreement__over_the_batch(joint):
-    """the sum over ids of P(first is it) · P(second is it)"""
+    """usually:  one number for each of the B data sets"""
     first, second = joint.sum(2), joint.sum(1)
     return (first * second).sum(0)

@@ -81,6 +81,9 @@ def test_guide__linear(answers):
                  "the last step never reaches `guidance`")):
             if same(got, at(share)):
                 usually = meaning
+        share = sum(sizes[:step + 1]) / 11
+        if same(got, c + (u - c) * (1 + (most - 1) * share)):
+            usually = "the halves are swapped: the first rows were told the class"
         if same(got, u + (c - u) * most * sum(sizes[:step + 1]) / 11):
             usually = "the scale rises from 0: it must rise from 1, the plain conditional model"
         expect_logits(call, got, at(sum(sizes[:step + 1]) / 11), usually)
@@ -155,6 +158,12 @@ def test_check_guidance(answers):
     def shifted(c, u, s):                       # right too: logits mean the same plus a constant
         return c.log_softmax(-1) * s + u.log_softmax(-1) * (1 - s) + 2.0
 
+    def one_gains(c, u, s):                     # beyond s = 1 the least favoured id catches up
+        guided, (last, first) = u + (c - u) * s, ((c - u).argmin(), (c - u).argmax())
+        if s > 1:
+            guided[last] = guided[first] - (c[first] - c[last]) + 0.02 * (s - 1)
+        return guided
+
     check = answers("check_guidance")
     broken = [
         ("has the halves swapped", lambda c, u, s: c + (u - c) * s),
@@ -167,6 +176,9 @@ def test_check_guidance(answers):
         ("changes with a constant added to u",
          lambda c, u, s: u + (c - u) * s ** (1 + u.mean().sigmoid())),
         ("weakens beyond s = 1", lambda c, u, s: u + (c - u) * (s if s < 1 else 1 / s)),
+        ("turns back on the way from s = 0 to s = 1",
+         lambda c, u, s: u + (c - u) * (s if s > 1 else s * (5 * s - 4))),
+        ("lets another id gain on the favoured one beyond s = 1", one_gains),
         ("divides its result by s where s is above 1",
          lambda c, u, s: (u + (c - u) * s) / max(s, 1.0)),
     ]
@@ -187,6 +199,8 @@ def test_agreement(answers):
         got = attempt(call, lambda: answers("agreement")(joint.clone()))
         first, second = joint.sum(2), joint.sum(1)
         usually = "the sum over ids of P(first is it) · P(second is it)"
+        if isinstance(got, torch.Tensor) and got.shape != joint.shape[:1]:
+            usually = "one number for each of the B data sets: sum over ids, not over the batch"
         for wrong, meaning in (
                 (joint.diagonal(dim1=1, dim2=2).sum(1), "that is how often they agree if the "
                  "second is drawn with a look at the first; one step draws both blindly"),

@@ -1,5 +1,8 @@
 """Graders of chapter 9."""
 
+import math
+import re
+
 import torch
 from torch import Tensor
 
@@ -145,8 +148,13 @@ def compare(call: str, got: dict, expected: dict) -> None:
     if not isinstance(got, dict):
         fail(call, got, "a dict", "return the new dict; state itself stays as it is")
     if set(got) != set(expected):
-        fail(call, sorted(set(got) - set(expected))[:3], sorted(set(expected) - set(got))[:3],
-             "these names are too many, and those are missing: every block number, whatever it is")
+        many, missing = sorted(set(got) - set(expected)), sorted(set(expected) - set(got))
+        numbers, right = ({n for name in names for n in re.findall(r"\.(\d+)\.", str(name))}
+                          for names in (got, expected))
+        fail(call, f"{len(many)} names too many: {', '.join(map(str, many[:3]))}" if many else
+             "no name too many", f"{len(missing)} more: {', '.join(missing[:3])}" if missing else
+             "these names not", "every block number, whatever it is, of one digit or two"
+             if numbers != right else "every line of the table, for each block, and nothing else")
     for name, right in expected.items():
         one, usually = got[name], "a tensor under the name of another"
         if one.ndim == 2 and one.shape != right.shape and one.T.shape == right.shape:
@@ -224,7 +232,7 @@ BROKEN = [
     ("takes the second moments about the origin for covariances", uncentred),
     ("takes the trace of C C' for that of its root", part("the trace")),
     ("adds 1", lambda x, y: 1 + right(x, y)),
-    ("counts the second set's covariance alone",
+    ("gives another number when the sets change places",
      lambda x, y: float((moments(x)[0] - moments(y)[0]).square().sum()
                         + moments(y)[1].trace() * (right(x, y) > 1e-6)
                         * (not torch.allclose(moments(x)[1], moments(y)[1])))),
