@@ -128,7 +128,7 @@ def main(prefixes: list[str]) -> None:
               if not prefixes or name.startswith(tuple(prefixes))}
     (HERE / "figures").mkdir(exist_ok=True)
     for name, draw in tqdm(wanted.items(), unit="figure"):
-        draw().convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
+        draw().convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(
             HERE / "figures" / f"{name}.png", optimize=True)
 
 

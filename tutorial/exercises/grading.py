@@ -1,6 +1,7 @@
 """What graders say: call, got, expected, and what that usually means."""
 
 import math
+import traceback
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -86,7 +87,9 @@ def judge(name: str, check: Callable, right: Callable,
     if isinstance(error, NotImplementedError):
         pytest.fail(f"still to write: {error}", pytrace=False)
     if error is not None:
-        fail(f"{name}(a right implementation)", f"{type(error).__name__}: {error}", "no error",
+        line = traceback.extract_tb(error.__traceback__)[-1:] if not str(error) else []
+        said = str(error) or "".join(f"at {frame.line}" for frame in line)
+        fail(f"{name}(a right implementation)", f"{type(error).__name__}: {said}", "no error",
              "the property asks for more than is true, or calls the implementation wrongly")
     for what, implementation in broken:
         error = outcome(check, implementation)
@@ -102,7 +105,8 @@ def judge(name: str, check: Callable, right: Callable,
 
 def outcome(check: Callable, implementation: Callable) -> BaseException | None:
     try:
-        check(implementation)
+        if check(implementation) is False:
+            return TypeError("it returned False: say what must hold with assert")
     except SystemExit:
         return SystemExit(EXITS)
     except Exception as error:
