@@ -51,6 +51,12 @@ def nearest_ids__max_for_argmax(features, rows):
     return (features @ F.normalize(rows, dim=-1).T).max(-1)
 
 
+def nearest_ids__rows_in_place(features, rows):
+    """the rows were overwritten"""
+    rows /= rows.norm(dim=-1, keepdim=True)
+    return (features @ rows.T).argmax(-1)
+
+
 def straight_through__detached_the_wrong_one(features, codes):
     """the decoder got the features, not what was rounded"""
     return codes + (features - codes).detach()
@@ -126,6 +132,39 @@ def usage__count(ids, size):
     """that is a count of rows"""
     p = ids.flatten().bincount(minlength=size) / ids.numel()
     return len(ids.unique()), torch.special.entr(p).sum().exp().item()
+
+
+def _shares(ids, size):
+    p = ids.flatten().bincount(minlength=size) / ids.numel()
+    return (p > 0).double().mean().item(), torch.special.entr(p).sum().exp().item(), p
+
+
+def usage__swapped(ids, size):
+    """the two are swapped"""
+    share, perplexity, _ = _shares(ids, size)
+    return perplexity, share
+
+
+def usage__list(ids, size):
+    """a tuple is asked for"""
+    return list(_shares(ids, size)[:2])
+
+
+def usage__share_of_ids(ids, size):
+    """the number of rows, not of ids"""
+    return len(ids.unique()) / ids.numel(), _shares(ids, size)[1]
+
+
+def usage__without_the_minus(ids, size):
+    """without the minus it is negative"""
+    share, perplexity, _ = _shares(ids, size)
+    return share, 1 / perplexity
+
+
+def usage__mean(ids, size):
+    """a sum over the rows, not a mean"""
+    share, _, p = _shares(ids, size)
+    return share, torch.special.entr(p).mean().exp().item()
 
 
 def usage__tensors(ids, size):

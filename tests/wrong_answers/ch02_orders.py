@@ -80,6 +80,16 @@ def log_conditionals__image_by_time(joint, image, order):
     return _right(joint, moved % torch.tensor(joint.shape), order)
 
 
+def log_conditionals__from_the_end(joint, image, order):
+    """the order was walked from its end"""
+    return _right(joint, image, order.flip(0))
+
+
+def log_conditionals__list(joint, image, order):
+    """a tensor is asked for"""
+    return _right(joint, image, order).tolist()
+
+
 def log_conditionals__float32(joint, image, order):
     """the result must have joint's type"""
     return torch.tensor(_right(joint, image, order).tolist())
@@ -112,6 +122,19 @@ def to_raster__in_place(content, orders):
     """content was overwritten"""
     content[torch.arange(len(orders))[:, None], orders] = content.clone()
     return content
+
+
+def to_raster__all_samples(content, orders):
+    """raster[:, orders] means all samples"""
+    raster = torch.empty_like(content)
+    raster[:, orders] = content
+    return raster
+
+
+def to_raster__first_number_only(content, orders):
+    """only the first number of each vector was moved"""
+    index = orders.view(*orders.shape, *[1] * (content.ndim - 2))
+    return torch.zeros_like(content).scatter(1, index, content)
 
 
 def to_raster__ids_only(content, orders):

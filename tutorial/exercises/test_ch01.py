@@ -55,8 +55,12 @@ def test_nearest_ids(answers):
     rows = torch.tensor([[3., 4.], [0., 0.5], [-5., 0.]])
     features = torch.tensor([[0., 1.], [-0.2, 0.1], [8., 6.], [-1., -2.]])
     call = "nearest_ids([[0, 1], [-0.2, 0.1], [8, 6], [-1, -2]], [[3, 4], [0, 0.5], [-5, 0]])"
-    got = attempt(call, lambda: nearest_ids(features, rows))
+    given = features.clone(), rows.clone()
+    got = attempt(call, lambda: nearest_ids(*given))
     expect(call, got, torch.tensor([1, 2, 0, 2]), what_went_wrong(got, features, rows))
+    for name, after, before in zip(("features", "rows"), given, (features, rows)):
+        expect(f"{name} after {call}", after, before,
+               f"the {name} were overwritten: `/=` writes to the tensor that was given")
 
 
 def test_nearest_ids__any_shape(answers):
@@ -119,6 +123,8 @@ def test_usage(answers):
             ([[5, 1, 0], [2, 4, 3]], 6, 1.0, 6.0)):
         tensor, call = torch.tensor(ids), f"usage({ids}, {size})"
         got = attempt(call, lambda: usage(tensor, size))
+        if isinstance(got, list):
+            fail(call, got, (share, perplexity), "a tuple is asked for: `return share, perplexity`")
         if not (isinstance(got, tuple) and len(got) == 2
                 and all(isinstance(x, float) for x in got)):
             counted = isinstance(got, tuple) and got and isinstance(got[0], int)
@@ -127,7 +133,10 @@ def test_usage(answers):
                  else "two Python floats are asked for; .item() makes one of a tensor")
         if not abs(got[0] - share) < 1e-6:
             fail(f"the share in {call}", got[0], share,
-                 "the share is of all `size` rows, those above the largest id included")
+                 "the two are swapped: the share comes first" if abs(got[1] - share) < 1e-6
+                 else "the rows that occur are divided by `size`, the number of rows, not of ids"
+                 if abs(got[0] - share * size / tensor.numel()) < 1e-6
+                 else "the share is of all `size` rows, those above the largest id included")
         entropy = torch.tensor(perplexity).log()
         usually = {
             "0·ln 0 counts as 0, but 0 * log(0) is nan; torch.special.entr knows": got[1] != got[1],
@@ -137,6 +146,10 @@ def test_usage(answers):
                 abs(got[1] - (entropy / torch.tensor(2.0).log()).exp()) < 1e-4,
             "that is the share again: the perplexity depends on how evenly the rows are used":
                 abs(got[1] - share * size) < 1e-4,
+            "the entropy is −Σ p ln p, without the minus it is negative":
+                abs(got[1] - 1 / perplexity) < 1e-4,
+            "the entropy is a sum over the rows, not a mean":
+                abs(got[1] - (entropy / size).exp()) < 1e-4,
         }
         said = [text for text, found in usually.items() if found]
         if not abs(got[1] - perplexity) < 1e-4:

@@ -112,6 +112,8 @@ def test_log_conditionals(answers):
         "the entries are right but stand by raster position; entry t belongs to order[t]":
             by_position,
         "given are the later tokens of the order, not the earlier ones": backwards,
+        "the order was walked from its end": lambda joint, image, order:
+            right(joint, image, order.flip(0)),
         "the id at position order[t] is image[order[t]]; image[t] is that at position t":
             image_by_time,
         "that is the probability; its natural logarithm is asked for":
@@ -131,6 +133,8 @@ def test_log_conditionals(answers):
                    and torch.allclose(got.double(), mistake(*case), 1e-5, 1e-5)
                    for _, got, *case in tried)]
     for call, got, *case in tried:
+        if isinstance(got, list):
+            fail(call, got, right(*case), "a tensor is asked for; torch.stack makes one of a list")
         expect(call, got, right(*case), "; or: ".join(same)
                or "each entry is ln p(all up to t) - ln p(all before t), along the order", 1e-5)
         if got.dtype != case[0].dtype:
@@ -165,6 +169,11 @@ def test_to_raster(answers):
                 usually = "the result must have content's type"
             elif torch.equal(got, content[:, orders[0].argsort()]):
                 usually = "the first sample's order was used for all"
+            elif torch.equal(got, content[-1:, orders[-1].argsort()].expand_as(content)):
+                usually = "raster[:, orders] means all samples; name each row: raster[rows, orders]"
+            elif content.ndim > 2 and torch.equal(got[..., 0], expected[..., 0]):
+                usually = ("only the first number of each vector was moved: scatter and gather "
+                           "take as many as the index has")
             elif torch.equal(got, content):
                 usually = "nothing was moved"
         expect(call, got, expected, usually)
