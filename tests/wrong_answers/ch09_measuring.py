@@ -2,7 +2,6 @@
 
 import torch
 
-from tutorial.solutions.ch09_measuring import frechet_distance as right_distance
 from tutorial.solutions.ch09_measuring import rename as right_rename
 
 

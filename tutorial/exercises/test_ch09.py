@@ -1,6 +1,5 @@
 """Graders of chapter 9."""
 
-import math
 import re
 
 import torch
