@@ -1,6 +1,6 @@
 """The paper's ablations, repeated small: which of its choices show on shapes, and by how much?
 
-    python -m tutorial.claims                    all tables: 49 minutes on two cores, other work beside
+    python -m tutorial.claims                    all tables: 49 minutes on two busy cores
     python -m tutorial.claims --quick            about four minutes on two cores
     python -m tutorial.claims --only guidance    one table
 
