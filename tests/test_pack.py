@@ -52,10 +52,14 @@ def test_a_run_is_packed_and_draws(finished, tmp_path, monkeypatch, capsys, samp
         assert file["arr_0"].shape == (2, 16, 16, 3)
 
 
-def test_what_cannot_be_packed_is_said(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_packed_is_said(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pack", str(tmp_path / "none"), str(tmp_path / "out")])
     assert main() == 2 and "no such file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    before = (finished[0] / "model.pt").read_bytes()
+    monkeypatch.setattr("sys.argv", ["pack", str(finished[0]), str(finished[0])])
+    assert main() == 2 and "would be lost" in capsys.readouterr().err
+    assert (finished[0] / "model.pt").read_bytes() == before
     layer = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(layer.weight, 1e6)
     with pytest.raises(checkpoint.UserError, match="weight"):

@@ -33,7 +33,12 @@ def halved(module: nn.Module) -> dict[str, torch.Tensor]:
 def pack(run: Path, out: Path) -> None:
     model, saved = checkpoint.load_model(run / "model.pt")
     tokenizer, _ = checkpoint.load_tokenizer(run / "tokenizer.pt")
-    described = json.loads((run / "config.json").read_text())
+    try:
+        described = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / 'config.json'}: can't be read ({error})") from None
+    if (out / "config.json").exists():
+        raise UserError(f"{out}: holds a run, which would be lost; name another folder")
     held_out = Ids(run / "ids" / "val")
     losses = [training.validation_loss(model, held_out, described["seed"])]
     small, small_tokenizer = halved(model), halved(tokenizer)
