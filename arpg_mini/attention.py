@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LARGE = 2**18                                   # numbers of a weight from which oneDNN is quicker
-FEW = 40 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0  # rows; see `Linear`
+FEW = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0  # rows; see `Linear`
 
 
 @lru_cache(maxsize=32)
@@ -116,11 +116,26 @@ class Cache:
     Allocated once for all slots a decode will need and written in place by `append`: in order, each
     slot once, and a slot is never read before it is written. Every layer of one step writes the
     same slots: `length` moves by `advance`, once a step.
+
+    On a CPU the memory of the cache that was released last serves the next of its shape, because to
+    be given new memory costs more than to fill it.
     """
 
-    def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int, **factory):
-        self.pairs = torch.empty(layers, 2, batch, heads, slots, head_dim, **factory)
+    spare: Tensor | None = None
+
+    @torch.inference_mode(False)
+    def __init__(self, layers: int, batch: int, heads: int, slots: int, head_dim: int,
+                 dtype: torch.dtype | None = None, device: torch.device | str = "cpu"):
+        shape, spare, Cache.spare = (layers, 2, batch, heads, slots, head_dim), Cache.spare, None
+        fits = spare is not None and (spare.shape, spare.dtype, spare.device) == (
+            shape, dtype or torch.get_default_dtype(), torch.device(device))
+        self.pairs = spare if fits else torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
+
+    def release(self) -> None:
+        """Nobody reads it any more, nor what `append` returned."""
+        if self.pairs.device.type == "cpu":             # on CUDA, PyTorch keeps memory by itself
+            Cache.spare = self.pairs
 
     def layer(self, i: int) -> tuple[Tensor, int]:
         """The keys and values of one layer, (2, B, H, slots, K), and how many slots are filled."""
@@ -134,8 +149,10 @@ def append(pair: Tensor, length: int, keys: Tensor, values: Tensor) -> tuple[Ten
     """Write (B, H, s, K) keys and values behind the `length` slots of one layer that are filled;
     return all up to and with them."""
     end = length + keys.shape[2]
-    # In one piece: of two writes PyTorch's compiler makes copies of the whole pair.
-    pair[:, :, :, length:end] = torch.stack([keys, values])
+    if torch.compiler.is_compiling():           # which makes copies of the whole for two writes
+        pair[:, :, :, length:end] = torch.stack([keys, values])
+    else:
+        pair[0, :, :, length:end], pair[1, :, :, length:end] = keys, values
     return pair[0, :, :, :end], pair[1, :, :, :end]
 
 

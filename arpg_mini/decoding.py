@@ -28,6 +28,7 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 WITHIN_STEP = ("block", "causal")
 POSITIONS = ("extrapolate", "interpolate", "ntk")
 MOST_GUIDANCE = 1e4                          # beyond it float32 logits would overflow
+AT_ONCE = 32
 ORDER, NOISE, WINDOW = 1, 2, 3              # purposes of a sample's random streams
 
 
@@ -119,11 +120,14 @@ def inverse_cdf(logits: Tensor, noise: Tensor) -> Tensor:
     logits: (..., V), -inf for impossible. noise: (...) in [0, 1). Returns the (...) ids i with
     P(id < i) <= noise < P(id <= i). Summed in float64: at V = 16384 a float32 sum drifts.
     """
-    cdf = logits.double().softmax(-1).cumsum(-1)                            # (..., V)
-    total = cdf[..., -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))   # rounding can't pass the end
-    at = torch.minimum(noise[..., None].to(total) * total, below_total)
-    return torch.searchsorted(cdf, at, right=True)[..., 0]
+    drawn = []
+    for rows, u in zip(logits.flatten(0, -2).split(AT_ONCE), noise.flatten().split(AT_ONCE)):
+        cdf = rows.double().softmax(-1).cumsum_(-1)                         # (rows, V)
+        total = cdf[:, -1:]
+        below_total = torch.nextafter(total, torch.zeros_like(total))   # rounding can't pass it
+        at = torch.minimum(u[:, None].to(total) * total, below_total)
+        drawn.append(torch.searchsorted(cdf, at, right=True))
+    return torch.cat(drawn).view(noise.shape)
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,7 @@ def run_steps(model: ARPG, plan: Plan, how: Settings) -> Iterator[Tensor]:
         yield plan.ids
     if not plan.sizes:
         yield plan.ids
+    cache.release()
 
 
 def decode(model: ARPG, labels, seeds: Sequence[int], **settings) -> Tensor:
