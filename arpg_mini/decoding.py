@@ -28,7 +28,6 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 WITHIN_STEP = ("block", "causal")
 POSITIONS = ("extrapolate", "interpolate", "ntk")
 MOST_GUIDANCE = 1e4                          # beyond it float32 logits would overflow
-AT_ONCE = 32
 ORDER, NOISE, WINDOW = 1, 2, 3              # purposes of a sample's random streams
 
 
@@ -114,18 +113,18 @@ def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
     return logits
 
 
-def inverse_cdf(logits: Tensor, noise: Tensor) -> Tensor:
+def inverse_cdf(logits: Tensor, noise: Tensor, at_once: int = 32) -> Tensor:
     """Ids distributed as softmax(logits), from uniform numbers.
 
     logits: (..., V), -inf for impossible. noise: (...) in [0, 1). Returns the (...) ids i with
-    P(id < i) <= noise < P(id <= i). Summed in float64: at V = 16384 a float32 sum drifts.
+    P(id < i) <= noise < P(id <= i), `at_once` at a time. In float32 a sum of V = 16384 would drift.
     """
     drawn = []
-    for rows, u in zip(logits.flatten(0, -2).split(AT_ONCE), noise.flatten().split(AT_ONCE)):
+    for rows, u in zip(logits.reshape(-1, logits.shape[-1]).split(at_once),
+                       noise.reshape(-1, 1).split(at_once)):
         cdf = rows.double().softmax(-1).cumsum_(-1)                         # (rows, V)
-        total = cdf[:, -1:]
-        below_total = torch.nextafter(total, torch.zeros_like(total))   # rounding can't pass it
-        at = torch.minimum(u[:, None].to(total) * total, below_total)
+        total = cdf[:, -1:]                                 # which rounding must not reach
+        at = torch.minimum(u.to(total) * total, total.nextafter(torch.zeros_like(total)))
         drawn.append(torch.searchsorted(cdf, at, right=True))
     return torch.cat(drawn).view(noise.shape)
 
@@ -237,10 +236,8 @@ def sample(logits: Tensor, noise: Tensor, share_done: float, settings: Settings)
 
 @torch.no_grad()
 def decode_steps(model: ARPG, labels, seeds: Sequence[int], **settings) -> Iterator[Tensor]:
-    """The streaming form of `decode`: yields the (B, N) raster ids so far after every step.
-
-    What is not decoded yet is -1. The tensor is the decoder's own: clone it to keep it.
-    """
+    """The streaming form of `decode`: yields the (B, N) raster ids so far after every step, -1 for
+    what is not decoded yet. The tensor is the decoder's own: clone it to keep it."""
     how = Settings(**settings)
     plan = make_plan(model, labels, seeds, how)
     yield from (model.run_steps or run_steps)(model, plan, how)
@@ -297,8 +294,7 @@ def decode(model: ARPG, labels, seeds: Sequence[int], **settings) -> Tensor:
     order and its noise. settings: the fields of `Settings`.
     Returns (B, N) raster ids. ValueError names an argument that can't be.
     """
-    for ids in decode_steps(model, labels, seeds, **settings):
-        pass
+    *_, ids = decode_steps(model, labels, seeds, **settings)
     return ids
 
 

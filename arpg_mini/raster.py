@@ -70,3 +70,5 @@ def raster_steps(model: Raster, labels: Tensor, seeds: Sequence[int], guidance: 
         tokens[:, t:t + 1] = sample(logits, noise[:, t:t + 1], (t + 1) / n, how)
         content[:, t + 1] = tokens[:, t].repeat(len(labels) // batch)
         yield tokens
+    if cache is not None:
+        cache.release()

@@ -1,7 +1,8 @@
 """Clocks and floors: what this machine can do at most, and works timed turn by turn.
 
 The one idea: on a machine that does other things too, two figures can be compared only if both were
-taken at the same time. So works are cut into steps and take turns, a step each.
+taken at the same time. So works take turns, and each is timed step by step. (Were their turns
+single steps, each would find the processor's caches full of the others' numbers.)
 """
 
 import multiprocessing
@@ -36,12 +37,12 @@ def paired(works: dict[str, Work], repeats: int, device: torch.device,
             for _ in islice(work.start(), warm_up):
                 pass
         for repeat in range(repeats):
-            running = {name: work.start() for name, work in works.items()}
-            for step in range(max(work.steps for work in works.values())):
-                for name in [name for name, work in works.items() if step < work.steps]:
+            for name, work in works.items():
+                running = work.start()
+                for step in range(work.steps):
                     wait_for(device)
                     start = time.perf_counter()
-                    next(running[name])
+                    next(running)
                     wait_for(device)
                     seconds[name][repeat, step] = time.perf_counter() - start
                     bar.update()

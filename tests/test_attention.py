@@ -188,3 +188,24 @@ def test_the_class_slot_scores_zero_everywhere(grid, sizes, data):
         assert keys[:, :, 0].abs().max() == 0, \
             f"layer {layer}: the class slot's key is {short(keys[0, :, 0])}"
         assert keys[:, :, 1].abs().max() > 0, f"layer {layer}: a token's key is zero too"
+
+
+def test_memory_goes_on_to_the_next_cache_of_its_shape_and_to_no_other():
+    """Handed back it serves one cache, never two at a time, and none of another shape or type."""
+    sizes = 2, 1, 2, 5, 8
+    with torch.inference_mode():
+        first = Cache(*sizes)
+    memory = first.pairs.data_ptr()
+    assert Cache(*sizes).pairs.data_ptr() != memory, "taken while it was in use"
+    first.release()
+    second, third = Cache(*sizes), Cache(*sizes)
+    assert second.pairs.data_ptr() == memory != third.pairs.data_ptr()
+    second.pairs.zero_()                        # of inference mode this would be refused
+    for other in (dict(dtype=torch.float64), dict(device="meta")):
+        second.release()
+        made = Cache(*sizes, **other).pairs
+        assert (made.dtype, made.device.type) == (
+            other.get("dtype", torch.float32), other.get("device", "cpu"))
+        assert Cache.spare is None, "kept though nobody may want it any more"
+    second.release()
+    assert Cache(2, 1, 2, 6, 8).pairs.shape[-2] == 6

@@ -90,7 +90,7 @@ def test_works_take_turns_and_every_step_has_its_own_time():
 
     works = {"a": timing.Work(3, lambda: work("a", 3)), "b": timing.Work(2, lambda: work("b", 2))}
     seconds = timing.paired(works, 2, CPU)
-    assert said == ["a0", "a1", "b0", "b1"] + ["a0", "b0", "a1", "b1", "a2"] * 2
+    assert said == ["a0", "a1", "b0", "b1"] + ["a0", "a1", "a2", "b0", "b1"] * 2
     assert seconds["a"].shape == (2, 3) and seconds["b"].shape == (2, 2)
     assert (seconds["b"][:, 1] >= 0.05).all() and seconds["a"].max() < 0.05
 

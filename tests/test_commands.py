@@ -170,6 +170,7 @@ def test_help_needs_no_torch():
         assert done.returncode == 0 and done.stdout.strip().endswith("False"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_released_tokenizer_trains_on_and_its_run_lends_it_further(pictures, tmp_path):
     """Their file, then the file of the run that used it; stride 2 is no preset's, and resuming
     knows."""

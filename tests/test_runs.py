@@ -41,7 +41,8 @@ def same_weights(a, b, exactly=True) -> bool:
 
 
 @pytest.mark.parametrize("how", [
-    ["--gpus", 2, "--micro-batch", 3], ["--micro-batch", 2], ["--recompute"],
+    pytest.param(["--gpus", 2, "--micro-batch", 3], marks=pytest.mark.slow),
+    ["--micro-batch", 2], ["--recompute"],
     ["--gpus", 2, "--micro-batch", 1, "--shard", "--recompute"]],
     ids=lambda how: " ".join(map(str, how)))
 def test_however_it_is_fitted_onto_the_machine_it_trains_the_same(how, finished, pictures,
@@ -109,6 +110,7 @@ def test_a_checkpoint_of_one_process_goes_on_in_several(how, half_way, finished)
     assert a["step"] == b["step"] == 6 and same_weights(a, b, exactly=not how)
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_to_the_bit(finished, tmp_path):
     """Three, since the sum of two does not depend on their order: broken if a wrapper sums its
     first step's gradients otherwise than later ones."""
