@@ -134,8 +134,7 @@ def bench_decode(preset, options, device: torch.device, dtype: torch.dtype) -> l
                    "estimated": name == "raster, no cache"}
             if ("products", steps) in works and name in ("parallel", "one token a step"):
                 ratios = whole / seconds["products", steps].sum(1)
-                row["to_products"] = {k: v for k, v in zip(("median", "least", "most"),
-                                                           spread(ratios).values())}
+                row["to_products"] = dict(zip(("median", "least", "most"), spread(ratios).values()))
             rows.append(row)
     return rows
 

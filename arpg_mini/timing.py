@@ -34,8 +34,7 @@ def paired(works: dict[str, Work], repeats: int, device: torch.device,
     with tqdm(total=repeats * sum(w.steps for w in works.values()), unit="step", desc="measuring",
               leave=False) as bar:
         for work in works.values():             # the first steps are slower, and are not counted
-            for _ in islice(work.start(), warm_up):
-                pass
+            list(islice(work.start(), warm_up))
         for repeat in range(repeats):
             for name, work in works.items():
                 running = work.start()

@@ -199,13 +199,14 @@ def test_memory_goes_on_to_the_next_cache_of_its_shape_and_to_no_other():
     assert Cache(*sizes).pairs.data_ptr() != memory, "taken while it was in use"
     first.release()
     second, third = Cache(*sizes), Cache(*sizes)
-    assert second.pairs.data_ptr() == memory != third.pairs.data_ptr()
+    assert second.pairs.data_ptr() == memory, "not taken"
+    assert third.pairs.data_ptr() != memory, "taken twice"
     second.pairs.zero_()                        # of inference mode this would be refused
     for other in (dict(dtype=torch.float64), dict(device="meta")):
         second.release()
         made = Cache(*sizes, **other).pairs
         assert (made.dtype, made.device.type) == (
-            other.get("dtype", torch.float32), other.get("device", "cpu"))
+            other.get("dtype", torch.float32), other.get("device", "cpu")), f"taken for {other}"
         assert Cache.spare is None, "kept though nobody may want it any more"
     second.release()
-    assert Cache(2, 1, 2, 6, 8).pairs.shape[-2] == 6
+    assert Cache(2, 1, 2, 6, 8).pairs.shape[-2] == 6, "taken for more slots"

@@ -105,7 +105,7 @@ MUTANTS = [
            (*TABLE, "torch.zeros_like(table[:1])", "torch.ones_like(table[:1])")),
     # The cache.
     Mutant("cache written one slot late", pieces.test_cache_slots_are_written_once_in_order,
-           (Cache, "__init__", "heads, slots, head_dim,", "heads, slots + 1, head_dim,"),
+           (Cache, "__init__", "heads, slots, head_dim)", "heads, slots + 1, head_dim)"),
            (attention, "append", "end = length +", "length, end = 1 + length, 1 + length +")),
     Mutant("cache read to its end", pieces.test_cache_slots_are_written_once_in_order,
            (attention, "append", "return pair[0, :, :, :end], pair[1, :, :, :end]",
@@ -202,7 +202,7 @@ MUTANTS = [
            sampling.test_inverse_cdf_follows_the_distribution,
            (decoding, "inverse_cdf", "right=True", "right=False")),
     Mutant("cumulative sum in float32", sampling.test_inverse_cdf_is_precise_at_16384_ids,
-           (decoding, "inverse_cdf", "logits.double()", "logits.float()")),
+           (decoding, "inverse_cdf", "rows.double()", "logits.float()")),
     Mutant("uniform numbers drawn per step", sampling.test_noise_belongs_to_seed_and_position,
            (*DECODE, "plan.noise.gather(1, targets)", "plan.noise[:, :size]")),
     Mutant("uniform numbers by rank", sampling.test_noise_belongs_to_seed_and_position,
