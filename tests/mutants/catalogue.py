@@ -202,7 +202,7 @@ MUTANTS = [
            sampling.test_inverse_cdf_follows_the_distribution,
            (decoding, "inverse_cdf", "right=True", "right=False")),
     Mutant("cumulative sum in float32", sampling.test_inverse_cdf_is_precise_at_16384_ids,
-           (decoding, "inverse_cdf", "rows.double()", "logits.float()")),
+           (decoding, "inverse_cdf", "rows.double()", "rows.float()")),
     Mutant("uniform numbers drawn per step", sampling.test_noise_belongs_to_seed_and_position,
            (*DECODE, "plan.noise.gather(1, targets)", "plan.noise[:, :size]")),
     Mutant("uniform numbers by rank", sampling.test_noise_belongs_to_seed_and_position,
