@@ -79,7 +79,7 @@ class Linear(nn.Linear):
 
     Decoding multiplies few rows by matrices. By large ones, in float32 on a CPU, oneDNN, which
     PyTorch's compiler calls for it, is quicker than what `F.linear` calls; by small ones slower.
-    With AVX-512, fewer than `FEW` rows take half to nine tenths of that with the weight on the left;
+    With AVX-512, fewer than `FEW` rows take 0.5 to 0.9 of that with the weight on the left;
     the result is then transposed in memory: who views it in parts makes it contiguous first.
     """
 
