@@ -100,7 +100,7 @@ def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
     """
     if temperature == 0:
         top_k, temperature = 1, 1.0
-    logits = logits / temperature
+    logits = logits if temperature == 1 else logits / temperature
     if 0 < top_k < logits.shape[-1]:
         smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)

@@ -255,6 +255,7 @@ def test_one_process_at_a_time_is_at_work_in_a_folder(half_way, mistake):
     assert (half_way / "model-00000005.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_job_that_is_sent_again_needs_no_other_command(finished, mistake, tmp_path):
     """--resume with what to train on begins where nothing is, and goes on where something is; by
     itself it wants a run."""
@@ -416,7 +417,8 @@ def wait_for_rows(process, log, rows=2):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [
+    signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_terminal_and_a_schedulers_warning_save_and_end(number, finished, tmp_path):
     """Ctrl-C reaches every process, and the first hands it on: twice is once. USR1 comes before a
     time limit."""
