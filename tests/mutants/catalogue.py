@@ -178,7 +178,7 @@ MUTANTS = [
            (*FILTER, ".scatter(-1,", ".scatter(0,")),
     Mutant("top-p of what top-k left not renormalised",
            sampling.test_filters_are_their_slow_definition,
-           (*FILTER, "logits = logits / temperature", "logits = whole = logits / temperature"),
+           (*FILTER, "logits = logits if temperature == 1 else", "logits = whole ="),
            (*FILTER, "probabilities = ranked.softmax(-1)",
             "probabilities = whole.softmax(-1).gather(-1, ids)")),
     Mutant("top-k keeps one too many", sampling.test_filters_are_their_slow_definition,
