@@ -74,6 +74,9 @@ def parse(arguments: list[str] | None = None):
     where.add_argument("--batch-size", type=int, help="images drawn at a time (default: 100, "
                        "fewer if they are large)")
     where.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    where.add_argument("--precision", choices=("float32", "bfloat16"), help="of the model's "
+                       "weights and products (default: bfloat16 for --released on cuda, "
+                       "else float32)")
     where.add_argument("--gpus", type=int, default=1,
                        help="processes that share the work, one a GPU")
     where.add_argument("--compile", action="store_true", help="torch.compile the blocks and, on "

@@ -82,9 +82,10 @@ class Drawer:
 
 def load(options, device: torch.device) -> Drawer:
     """What the flags ask for. UserError names the flag or file that won't do."""
+    half = device.type == "cuda" and options.released
+    dtype = getattr(torch, options.precision or ("bfloat16" if half else "float32"))
     if options.released:
         tokenizer = pretrained.load_any_tokenizer(options.tokenizer)[0].to(device)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         model = pretrained.load_released_arpg(options.released, dtype=dtype, device=device)
         names, schedule = list(map(str, range(model.config.num_classes))), "linear"
     else:
@@ -95,7 +96,7 @@ def load(options, device: torch.device) -> Drawer:
             raise UserError(f"{run}: no such run folder; make one with train_mini.py")
         model, saved = checkpoint.load_model(file, options.weights)
         tokenizer = checkpoint.load_tokenizer(run / "tokenizer.pt")[0].to(device)
-        model.to(device)
+        model.to(device, dtype)
         names, schedule = saved["classes"], saved["guidance_schedule"]
     if tokenizer.config.codebook_size != model.config.vocab_size:
         raise UserError(f"{options.tokenizer or options.run / 'tokenizer.pt'}: has "

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from PIL import Image
 
 import sample_mini
 import train_mini
-from arpg_mini import TokenizerConfig, VQTokenizer
+from arpg_mini import TokenizerConfig, VQTokenizer, drawing
 from arpg_mini.checkpoint import load_model
+from arpg_mini.decoding import decode
 from arpg_mini.pretrained import released
 from tests.helpers import ROOT, TINY, run, weights
 
@@ -57,6 +59,18 @@ def test_samples_grids_animations_and_npz(finished, tmp_path):
     with np.load(tmp_path / "t.npz") as file:  # other batches, two processes: same images
         assert (file["arr_0"] == pictures).mean() > 0.99
     assert not (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize("flags, dtype", [
+    ([], torch.float32), (["--precision", "bfloat16"], torch.bfloat16)])
+def test_precision_is_that_of_weights_and_products(flags, dtype, finished):
+    options = sample_mini.parse([str(finished[0]), *flags])
+    drawer = drawing.load(options, torch.device("cpu"))
+    assert {p.dtype for p in drawer.model.parameters()} == {dtype}
+    with patch.object(drawer.model.head, "forward", wraps=drawer.model.head.forward) as head:
+        ids = decode(drawer.model, [0, 1], [0, 1], steps=3)
+    assert {call.args[0].dtype for call in head.call_args_list} == {dtype}
+    assert drawer.pixels(ids.view(2, *drawer.model.config.grid)).dtype == torch.float32
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_path):
