@@ -1,9 +1,9 @@
 """Attention where queries say *where* and keys and values say *what*.
 
-The one idea: a token's position enters only as a rotation. Content tokens rotate their keys by
-the place they really have; a query rotates itself by the place it asks about. Their product then
-depends on the displacement between the two, never on the order in which tokens arrived, so one
-set of keys and values serves questions about any position, many at a time.
+The one idea: a position enters only as a rotation. The key of a content token is rotated to the
+token's real position, and a query is rotated to the position it asks about. So their product
+depends on the displacement between the two positions and not on the order in which tokens arrived.
+One set of keys and values can therefore answer queries about any position, many at a time.
 
 Letters, here and in every other file: B batch, N tokens of an image, S slots of the content
 sequence (the class slot, then tokens), M queries of one step, D model width, H heads,
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-LARGE = 2**18                                   # numbers of a weight from which oneDNN is quicker
+LARGE = 2**18                                   # from so many weights on, oneDNN is faster
 FEW = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0  # rows; see `Linear`
 
 
@@ -28,19 +28,19 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
                  positions: str = "extrapolate", trained: tuple[int, int] | None = None) -> Tensor:
     """The rotations cos a + i sin a of every raster position of a grid, and of the class slot.
 
-    Of the K/2 angles of a position the first half turn with its row, the second with its column,
-    at K/4 frequencies base^(-2i/(K/2)) each (paper §3.1, after 2-D RoPE).
+    A position has K/2 angles. The first half are proportional to its row, the second half to its
+    column, with K/4 frequencies base^(-2i/(K/2)) each (paper §3.1, 2-D RoPE).
 
-    On a grid s times as long as the `trained` one, `positions` says what becomes of distances that
-    training never saw: "extrapolate" leaves frequencies as they are; "interpolate" divides all by
-    s, so that hardly an angle is new; "ntk" divides the lowest by s and the highest not at all, so
-    that neighbours stay as far apart as they were.
+    A grid s times as long as the `trained` one has distances that training never saw. `positions`
+    says how to treat them: "extrapolate" keeps the frequencies; "interpolate" divides all of them
+    by s, so almost all angles are known; "ntk" divides the lowest by s and the highest by 1, so
+    the distance between neighbours stays the same.
 
-    Returns (N + 1, K/2) complex; shared between calls, so never write to it. Row N is the class
-    slot: *zero*, so its key and query are zero vectors and every query scores it 0 whatever its
-    content. That is no rotation at all, but the released weights were trained so. Note what
-    follows: nothing tells a query where the picture's border is; it knows only displacements
-    between tokens.
+    Returns (N + 1, K/2) complex. Calls share the tensor, so never write to it. Row N is the class
+    slot: it is *zero*, so the key and the query of the class are zero vectors, and every query
+    scores the class 0 whatever its content. That is not a rotation, but the released weights were
+    trained so. A class key at a fixed place would show absolute positions; a zero key shows none.
+    So a query knows only displacements between tokens, not where the border of the picture is.
     """
     height, width = grid
     frequencies = base ** (-torch.arange(0, head_dim // 2, 2, dtype=torch.float64)
@@ -57,15 +57,15 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0,
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn each pair (a, b) of neighbouring features to (a cos - b sin, b cos + a sin).
+    """Rotate each pair (a, b) of neighbouring features to (a cos - b sin, b cos + a sin).
 
-    That is the product of a + ib with cos + i sin.
+    That is the product of a + ib and cos + i sin.
     x: (B, S, H, K). rotary: (B, S, K/2) complex, rows of `rotary_table`. Leading sizes may
-    broadcast: one unrotated query comes out as one query per position.
+    broadcast: one unrotated query becomes one query per position.
     Half precision is rotated in float32 and cast back.
     """
     wide = x.to(rotary.real.dtype).unflatten(-1, (-1, 2))                      # (B, S, H, K/2, 2)
-    if torch.compiler.is_compiling():           # which knows no complex numbers, but fuses this
+    if torch.compiler.is_compiling():           # it has no complex numbers, but fuses this
         cos, sin = torch.view_as_real(rotary)[:, :, None].unbind(-1)           # (B, S, 1, K/2)
         a, b = wide.unbind(-1)                                                 # (B, S, H, K/2)
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -77,10 +77,10 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """x @ weight.T, without a bias.
 
-    Decoding multiplies few rows by matrices. By large ones, in float32 on a CPU, oneDNN, which
-    PyTorch's compiler calls for it, is quicker than what `F.linear` calls; by small ones slower.
-    With AVX-512, fewer than `FEW` rows take 0.5 to 0.9 of that with the weight on the left;
-    the result is then transposed in memory: who views it in parts makes it contiguous first.
+    Decoding multiplies few rows by a matrix. For large float32 matrices on a CPU, oneDNN is faster
+    than what `F.linear` calls; for small ones it is slower. With AVX-512 and fewer than `FEW` rows,
+    (W @ x.T).T takes 0.5 to 0.9 of oneDNN's time. The result is then transposed in memory, so a
+    caller that splits it must first make it contiguous.
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -98,7 +98,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · gain over the last axis; at least float32 inside, cast back before the gain."""
+    """x / rms(x) · gain over the last axis, in at least float32, cast back before the gain."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -113,12 +113,12 @@ class RMSNorm(nn.Module):
 class Cache:
     """Keys and values of everything encoded so far: one pair per content layer, one shared pair.
 
-    Allocated once for all slots a decode will need and written in place by `append`: in order, each
-    slot once, and a slot is never read before it is written. Every layer of one step writes the
-    same slots: `length` moves by `advance`, once a step.
+    The memory is allocated once for all slots of a decode. The function `append` writes the slots
+    in place, in order and once each, and no slot is read before it is written. Every layer of a
+    step writes the same slots; then `ARPG.read` calls `advance`, once per step.
 
-    On a CPU the memory of the cache that was released last serves the next of its shape, because to
-    be given new memory costs more than to fill it.
+    On a CPU, a new cache reuses the memory of the last released one if the shapes are equal,
+    because allocating memory takes longer than filling it.
     """
 
     spare: Tensor | None = None
@@ -133,8 +133,8 @@ class Cache:
         self.length = 0
 
     def release(self) -> None:
-        """Nobody reads it any more, nor what `append` returned."""
-        if self.pairs.device.type == "cpu":             # on CUDA, PyTorch keeps memory by itself
+        """At the end of a decode: neither the memory nor what `append` returned is read again."""
+        if self.pairs.device.type == "cpu":             # on CUDA, PyTorch itself reuses memory
             Cache.spare = self.pairs
 
     def layer(self, i: int) -> tuple[Tensor, int]:
@@ -146,10 +146,10 @@ class Cache:
 
 
 def append(pair: Tensor, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Write (B, H, s, K) keys and values behind the `length` slots of one layer that are filled;
-    return all up to and with them."""
+    """Write (B, H, s, K) keys and values after the `length` filled slots of one layer, and return
+    all keys and values of the layer so far."""
     end = length + keys.shape[2]
-    if torch.compiler.is_compiling():           # which makes copies of the whole for two writes
+    if torch.compiler.is_compiling():           # it would copy the whole cache for two writes
         pair[:, :, :, length:end] = torch.stack([keys, values])
     else:
         pair[0, :, :, length:end], pair[1, :, :, length:end] = keys, values
@@ -157,7 +157,7 @@ def append(pair: Tensor, length: int, keys: Tensor, values: Tensor) -> tuple[Ten
 
 
 class ContentAttention(nn.Module):
-    """Self-attention among content tokens: what has been seen so far, each where it really is."""
+    """Self-attention among content tokens, each rotated to its real position."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -169,9 +169,9 @@ class ContentAttention(nn.Module):
                 past: tuple[Tensor, int] | None = None) -> Tensor:
         """x: (B, S, D), rotary: (B, S, K/2) -> (B, S, D).
 
-        `mask` (S, S) says which slots (columns) each slot (row) attends to; `causal` is the
-        lower triangle; with neither, all see all. `past` is a layer of a `Cache`; if it has L
-        slots filled, the keys are those of all L + S, the mask (S, L + S).
+        `mask` (S, S) says which slots (columns) each slot (row) attends to. `causal` means the
+        lower triangle. With neither, all slots see each other. `past` is a layer of a `Cache`: if L
+        of its slots are filled, there are L + S keys, and the mask is (S, L + S).
         """
         qkv = self.qkv(x).contiguous().unflatten(-1, (3, self.heads, -1))      # (B, S, 3, H, K)
         q, k, v = qkv.unbind(2)                                                # (B, S, H, K) each
@@ -184,7 +184,8 @@ class ContentAttention(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Cross-attention of target positions to the shared keys and values; queries never meet."""
+    """Cross-attention from target positions to the shared keys and values. Queries never see each
+    other."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -196,7 +197,7 @@ class QueryAttention(nn.Module):
                 causal: bool = False) -> Tensor:
         """x: (B, M, D) or (1, 1, D), rotary: (B, M, K/2), keys, values: (B, H, S, K) -> (B, M, D).
 
-        `causal`: query t sees slots 0..t (training, where M = S); otherwise every slot.
+        `causal`: query t sees slots 0..t (in training, where M = S). Otherwise it sees all slots.
         """
         q = self.q(x).contiguous().unflatten(-1, (self.heads, -1))             # (B, M, H, K)
         q = rotate(q, rotary)

@@ -1,9 +1,8 @@
-"""Control: condition maps become queries (paper §3.2).
+"""Control: condition maps become part of the queries (paper §3.2).
 
-The one idea: a query says where, and nothing keeps it from saying more. In place of the bare [MASK]
-embedding each target position asks with a vector made of what a condition map, the edges of a
-picture, say, shows there and around. Keys, values, the cache and every property of decoding stay as
-they are.
+The one idea: a query says where, and it can say more. A condition map, for example the edges of a
+picture, gives one vector per token. That vector is added to the [MASK] embedding of the query at
+that token. Keys, values, the cache and every property of decoding stay the same.
 """
 
 import torch
@@ -12,8 +11,8 @@ from torch.nn import functional as F
 
 
 def edges(images: Tensor) -> Tensor:
-    """(B, 3, height, width) in [-1, 1] -> (B, 1, height, width) in [0, 1]: the Sobel gradient's
-    length, of the channel where it is largest; 1 is an edge from black to white."""
+    """(B, 3, height, width) in [-1, 1] -> (B, 1, height, width) in [0, 1]: the length of the Sobel
+    gradient, in the channel where it is largest. 1 is an edge from black to white."""
     right = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
     kernels = torch.stack([right, right.T])[:, None].to(images.dtype)          # (2, 1, 3, 3)
     each = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
@@ -22,11 +21,10 @@ def edges(images: Tensor) -> Tensor:
 
 
 class ControlAdapter(nn.Module):
-    """Condition maps -> one vector per token, to be added to the [MASK] embedding.
+    """Condition maps -> one vector per token, which is added to the [MASK] embedding.
 
     Convolutions halve the map until a pixel is a token, so a vector knows its own cell and a little
-    around it. The last layer starts at zero: a trained model that is given an adapter begins as it
-    was.
+    around it. The last layer starts at zero, so a new adapter does not change a trained model.
     """
 
     def __init__(self, dim: int, stride: int):
@@ -44,14 +42,14 @@ class ControlAdapter(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, 1, height, width) in [0, 1] -> (B, N, D). A map that is -1 says nothing: zeros."""
+        """(B, 1, height, width) in [0, 1] -> (B, N, D). A map of -1 means no map: zeros."""
         given = (maps[:, 0, :1, :1] >= 0).to(maps.dtype)                       # (B, 1, 1)
         return self.out(self.layers(maps)).flatten(2).transpose(1, 2) * given
 
 
 def hints(model: nn.Module, control: Tensor | None, batch: int,
           grid: tuple[int, int]) -> Tensor | None:
-    """What an ARPG makes of condition maps: (B, N, D), None if there are none."""
+    """The vectors that an ARPG computes from condition maps: (B, N, D), or None without maps."""
     if control is None:
         return None
     if model.control is None:

@@ -1,9 +1,9 @@
 """Without retraining: inpainting, outpainting, class editing, larger pictures (paper §4.3).
 
-The one idea: a model that draws tokens in any order can be given some of them. What is known is
-encoded first, as one step; only unknown positions are decoded. All of this file is about which
-positions are known: those outside a mask, those a smaller picture covers, those a window shares
-with the windows before it.
+The one idea: a model that draws tokens in any order can be given some of them. The known tokens are
+encoded first, as one step, and only unknown positions are decoded. This file finds out which
+positions are known: those outside a mask, under a smaller picture, or shared with earlier windows.
+The scripts call `complete_steps`; `inpaint` and the like are for use from Python.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .decoding import WINDOW, decode_steps, named_order
+from .decoding import decode_steps
 from .model import ARPG
+from .orders import WINDOW, named_order
 from .tokenizer import VQTokenizer
 
 
 def window_places(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Top left corners of windows that cover a grid, half a window apart, the last at its end."""
+    """Top left corners of windows that cover a grid, half a window apart; the last ends with it."""
     rows, columns = (sorted({*range(0, n - few, max(1, few // 2)), n - few})
                      for n, few in zip(grid, size))
     return [(r, c) for r in rows for c in columns]
@@ -27,11 +28,11 @@ def window_places(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[in
 
 def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int,
                  usual: int) -> list[tuple[int, int, int]]:
-    """Where windows of `size` go, one after the other, until nothing of a grid is unknown.
+    """Place windows of `size`, one after another, until no token of a grid is unknown.
 
-    known: (h, w) bool. The next window is the one with the most known tokens, so each sees as much
-    as it can of what it must agree with.
-    Returns (row, column, steps) of each: `steps` are for `usual` unknown tokens.
+    known: (h, w) bool. The next window is the one with the most known tokens, because it must agree
+    with them. `steps` is the number of steps for `usual` unknown tokens.
+    Returns (row, column, steps) of each window.
     """
     known, (a, b), plan = known.copy(), size, []
     places = window_places(known.shape, size)
@@ -48,15 +49,16 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
                    positions: str = "windows", order: str = "random",
                    control: Tensor | None = None, against=None,
                    **settings) -> Iterator[Tensor]:
-    """Fill the unknown tokens of grids of any size; yields the (B, h, w) ids after every step.
+    """Fill the unknown tokens of grids of any size. It yields the (B, h, w) ids after every step.
 
     known: (B, h, w) ids, -1 where unknown; masks may differ. labels, seeds: B of each.
-    steps: for a picture of the trained size of which nothing is known; as many more for a larger
-    one, fewer if some is known.
-    positions: "windows" of the trained size slide over a larger grid, each given what is there
-    already, so no query ever sees a distance that training did not have; or one of
-    `decoding.POSITIONS`, all at once. order: "random", or see `decoding.named_order`.
-    The others are as in `decoding.Settings`. A sample depends on its own row alone.
+    steps: the number for a picture of the trained size without known tokens. A larger picture takes
+    proportionally more, one with known tokens fewer.
+    positions: with "windows", windows of the trained size slide over a larger grid, and each keeps
+    the tokens that are already there. So no query sees a distance that training did not have. The
+    methods of `config.POSITIONS` take the whole grid as one window. order: "random", or a name of
+    `orders.named_order`. The other arguments are those of `sampling.Settings`.
+    A sample depends only on its own row.
     """
     canvas, (height, width) = known.clone(), known.shape[1:]
     usual = model.config.grid[0] * model.config.grid[1]
@@ -64,7 +66,7 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
     size, how = (size, "extrapolate") if positions == "windows" else ((height, width), positions)
     labels = torch.as_tensor(labels, device=canvas.device)
     against = None if against is None else torch.as_tensor(against, device=canvas.device)
-    alike: dict[bytes, list[int]] = {}
+    alike: dict[bytes, list[int]] = {}          # rows with the same mask are decoded together
     for row, mask in enumerate((canvas >= 0).cpu().numpy()):
         alike.setdefault(mask.tobytes(), []).append(row)
     for rows in alike.values():
@@ -85,13 +87,13 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
 
 
 def window_seed(seed: int, number: int) -> int:
-    """The seed of a sample's window `number`: the first is drawn like a picture by itself."""
+    """The seed of a sample's window `number`. The first window is drawn like a single picture."""
     return int(np.random.default_rng([WINDOW, seed, number]).integers(2**62)) if number else seed
 
 
 def cut_control(model: ARPG, control: Tensor | None, rows: list[int], r: int, c: int,
                 size: tuple[int, int]) -> Tensor | None:
-    """The piece of the samples' condition maps that lies under a window."""
+    """The part of the samples' condition maps that lies under a window."""
     if control is None or not model.config.control_stride:
         return control
     s = model.config.control_stride
@@ -100,7 +102,7 @@ def cut_control(model: ARPG, control: Tensor | None, rows: list[int], r: int, c:
 
 
 def complete(model: ARPG, known: Tensor, labels, seeds: Sequence[int], **settings) -> Tensor:
-    """The last of `complete_steps`: (B, h, w) ids, the known ones as they were."""
+    """The last result of `complete_steps`: (B, h, w) ids. The known ones have not changed."""
     for ids in complete_steps(model, known, labels, seeds, **settings):
         pass
     return ids
@@ -109,8 +111,9 @@ def complete(model: ARPG, known: Tensor, labels, seeds: Sequence[int], **setting
 def to_pixels(tokenizer: VQTokenizer, ids: Tensor, trained: tuple[int, int]) -> Tensor:
     """(B, h, w) ids of any grid -> (B, 3, height, width).
 
-    A decoder that attends over its whole picture changes its colours on larger ones than it learned
-    on. So these come from windows of the `trained` size, each fading out towards its sides.
+    A decoder that attends over the whole picture changes the colours of pictures larger than those
+    it was trained on. So larger pictures are blended from windows of the `trained` size, each
+    fading out towards its sides.
     """
     (h, w), s = ids.shape[1:], tokenizer.config.stride
     size = a, b = min(h, trained[0]), min(w, trained[1])
@@ -128,16 +131,16 @@ def to_pixels(tokenizer: VQTokenizer, ids: Tensor, trained: tuple[int, int]) -> 
 
 
 def token_mask(mask: Tensor, stride: int) -> Tensor:
-    """(B, height, width) bool, True where unknown -> (B, h, w): a token is if any of its pixels
-    is."""
+    """(B, height, width) bool, True where unknown -> (B, h, w): a token is unknown if any of its
+    pixels is."""
     return F.max_pool2d(mask[:, None].float(), stride)[:, 0] > 0
 
 
 def known_ids(tokenizer: VQTokenizer, images: Tensor, mask: Tensor) -> Tensor:
     """(B, h, w) ids of pictures (B, 3, height, width), -1 where the mask touches.
 
-    An encoder sees beyond a token's own pixels, so what is to be replaced must be gone before: it
-    becomes the mean colour of what is known.
+    An encoder sees pixels beyond a token's own. So the masked pixels are first replaced by the mean
+    colour of the known ones.
     """
     seen = ~mask[:, None]                                                      # (B, 1, …)
     mean = (images * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
@@ -146,16 +149,16 @@ def known_ids(tokenizer: VQTokenizer, images: Tensor, mask: Tensor) -> Tensor:
 
 
 def composite(images: Tensor, made: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
-    """Known pixels exactly from `images`, the others from `made`.
+    """Take known pixels exactly from `images`, and the others from `made`.
 
-    images, made: (B, 3, height, width). mask: (B, height, width) bool. `feather`: over so many
-    pixels inside the mask the one turns into the other, so that no seam shows. What is blended
-    there is the known colour from next to the mask, not what the mask hides.
+    images, made: (B, 3, height, width). mask: (B, height, width) bool, True for `made`. `feather`:
+    over this many pixels inside the mask the two are blended, so that no seam shows. The blend uses
+    the known colours next to the mask, never the pixels that the mask hides.
     """
     hidden = mask[:, None]
     near, seen = images.masked_fill(hidden, 0), (~hidden).to(images.dtype)
-    weight = hidden.to(images.dtype)                                           # of what was made
-    for depth in range(1, feather + 1):         # known colours grow inwards, a pixel at a time
+    weight = hidden.to(images.dtype)                                           # of `made`
+    for depth in range(1, feather + 1):         # known colours grow inwards, pixel by pixel
         around = F.avg_pool2d(seen, 3, stride=1, padding=1)
         grown = (around > 0) & (seen == 0)
         if not grown.any():
@@ -167,12 +170,12 @@ def composite(images: Tensor, made: Tensor, mask: Tensor, feather: int = 0) -> T
 
 def inpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, labels,
             seeds: Sequence[int], feather: int = 0, **settings) -> Tensor:
-    """Fill what the mask covers so that it fits what it leaves.
+    """Fill the masked part of pictures so that it fits the rest.
 
-    images: (B, 3, height, width) in [-1, 1], sides multiples of the tokenizer's stride; or one,
-    (1, …), for as many candidates as seeds. mask: (B or 1, height, width) bool, True where to fill.
-    labels: classes, or `model.null_label` where nothing is known of the picture's.
-    Returns pictures in which every pixel outside the mask is exactly the given one.
+    images: (B, 3, height, width) in [-1, 1], sides multiples of the tokenizer's stride; or one
+    picture, (1, …), to get one candidate per seed. mask: (B or 1, height, width) bool, True where
+    to fill. labels: classes, or `model.null_label` where the class is unknown.
+    Returns pictures. Every pixel outside the mask is exactly the given one.
     """
     images = images.expand(len(seeds), -1, -1, -1)
     mask = mask.expand(len(seeds), -1, -1)
@@ -182,17 +185,17 @@ def inpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, l
 
 def edit_class(model: ARPG, tokenizer: VQTokenizer, images: Tensor, mask: Tensor, labels,
                seeds: Sequence[int], old=None, **settings) -> Tensor:
-    """Keep the surroundings, and let what the mask covers become another class: inpainting with
-    the new label, which the queries read beside the tokens that stay. Those may still show the
-    `old` class; if it is told, guidance leads away from it, not from no class."""
+    """Turn the masked part of pictures into another class: inpaint with the new label. The tokens
+    that stay may still show the `old` class. If `old` is given, guidance leads away from it, and
+    not away from no class."""
     return inpaint(model, tokenizer, images, mask, labels, seeds, against=old, **settings)
 
 
 def outpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
              at: tuple[int, int], labels, seeds: Sequence[int], feather: int = 0,
              **settings) -> Tensor:
-    """Put pictures into a larger grid, with their top left token at row, column `at`, and draw what
-    is around. ValueError if they do not fit. Returns (B, 3, h·stride, w·stride)."""
+    """Put pictures into a larger grid, with their top left token at row, column `at`, and draw the
+    rest. ValueError if they do not fit. Returns (B, 3, h·stride, w·stride)."""
     known, canvas, mask = place(tokenizer, images.expand(len(seeds), -1, -1, -1), grid, at)
     ids = complete(model, known, labels, seeds, **settings)
     return composite(canvas, to_pixels(tokenizer, ids, model.config.grid), mask, feather)
@@ -200,8 +203,8 @@ def outpaint(model: ARPG, tokenizer: VQTokenizer, images: Tensor, grid: tuple[in
 
 def place(tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
           at: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures in a larger grid: ids (B, h, w), -1 around them; pixels; and where those are
-    unknown."""
+    """Pictures in a larger grid: ids (B, h, w), -1 around them; the pixels; and a mask of the
+    unknown pixels."""
     s, ids = tokenizer.config.stride, tokenizer.encode(images)
     (row, column), (a, b) = at, ids.shape[1:]
     if row < 0 or column < 0 or row + a > grid[0] or column + b > grid[1]:
@@ -218,8 +221,8 @@ def place(tokenizer: VQTokenizer, images: Tensor, grid: tuple[int, int],
 
 def expand(model: ARPG, tokenizer: VQTokenizer, labels, seeds: Sequence[int],
            grid: tuple[int, int], **settings) -> Tensor:
-    """Pictures of any grid, larger than the trained one or of another shape. (To grow a given
-    picture, `outpaint` it.)"""
+    """Draw pictures of any grid, larger than the trained one or of another shape. (To enlarge a
+    given picture, use `outpaint`.)"""
     device = model.embedding.weight.device
     nothing = torch.full((len(seeds), *grid), -1, device=device)
     ids = complete(model, nothing, labels, seeds, **settings)

@@ -1,9 +1,9 @@
-"""ARPG: a content pass that reads, a query pass that asks (paper §3.1, figure 3).
+"""ARPG: a content pass reads tokens, a query pass predicts tokens (paper §3.1, figure 3).
 
-The one idea: split a causal transformer in two. The first half reads the class and the tokens
-known so far and ends in *one* set of keys and values. The second half holds nothing but questions,
-"which id stands at this position?", each a copy of the [MASK] embedding rotated to its target.
-Questions do not see each other, so any number can be asked at once, in any order.
+The one idea: split a causal transformer in two. The first half, the content pass, reads the class
+and the known tokens and ends in *one* set of keys and values. The second half, the query pass,
+holds only queries. Each starts as the [MASK] embedding, and every layer rotates its projection to
+the position it asks about. Queries do not see each other, so any number can be asked at once.
 """
 
 import torch
@@ -41,7 +41,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block around either kind of attention."""
 
-    recompute = False       # in training keep only the input, and compute all else a second time
+    recompute = False       # in training, keep only the input and compute the rest a second time
 
     def __init__(self, config: ModelConfig, attention: type[nn.Module]):
         super().__init__()
@@ -61,10 +61,10 @@ class Block(nn.Module):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of `hidden @ weight.T`, never holding more than `rows` rows of logits.
+    """The sum of cross-entropies of `hidden @ weight.T`, at most `rows` rows of logits at a time.
 
-    The gradient of a row's loss is softmax - one-hot: it is known as soon as the row's logits are,
-    so the forward pass computes both gradients and the backward pass only scales them.
+    The gradient of a row's loss is softmax - one-hot. It is known together with the row's logits,
+    so the forward pass computes both gradients, and the backward pass only scales them.
     """
 
     @staticmethod
@@ -95,18 +95,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class ARPG(nn.Module):
-    """The model. `ModelConfig` says its sizes; `decoding.decode` draws images from it.
+    """The model. `ModelConfig` gives its sizes; `decoding.decode` draws images with it.
 
-    Causality and dropout are properties of a call, passed to `read` and `ask`; only `forward` looks
-    at `training`, and there only for dropout. So decoding is the same in either mode.
+    Causality and dropout are arguments of `read` and `ask`. Only `forward` looks at `training`, and
+    only for dropout. So decoding is the same in either mode.
     """
 
-    run_steps = None        # what decodes with this model in place of `decoding.run_steps`, if any
+    run_steps = None        # `run/replay.py` may put its recorder in place of decoding.run_steps
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         c = config
+        # V ids, [MASK], C classes, no class, and one unused row, as in the released weights.
         self.embedding = nn.Embedding(c.vocab_size + c.num_classes + 3, c.dim)
         self.content = nn.ModuleList(Block(c, ContentAttention) for _ in range(c.content_layers))
         self.kv_norm = RMSNorm(c.dim)
@@ -120,15 +121,15 @@ class ARPG(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with std 0.02 for every matrix; the head at zero, so a fresh loss is ln V
-        exactly; a control's last layer at zero, so that it starts by saying nothing."""
+        """Normal with std 0.02 for every matrix. The head is zero, so the first loss is ln V. (The
+        last layer of a control is zero as well.)"""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
     def rotary(self, grid: tuple[int, int], positions: str = "extrapolate") -> Tensor:
-        """The rotary table (N + 1, K/2) of a grid, at least complex64 whatever the weights are."""
+        """The rotary table (N + 1, K/2) of a grid; complex64, or complex128 for float64 weights."""
         weight = self.embedding.weight
         dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
         return rotary_table(grid, self.config.head_dim, self.config.rope_base, weight.device, dtype,
@@ -140,11 +141,10 @@ class ARPG(nn.Module):
 
     def read(self, ids: Tensor, where: Tensor, mask: Tensor | None = None, causal: bool = False,
              cache: Cache | None = None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """The content pass: encode slots, return the keys and values all query layers share.
+        """The content pass: encode slots, return the keys and values that all query layers share.
 
         ids: (B, S) rows of the embedding table. where: (B, S, K/2), their rotary rows.
-        Returns keys (rotated) and values, each (B, H, S, K), of all slots in the cache if one is
-        given.
+        Returns keys (rotated) and values, each (B, H, S, K); with L cached slots (B, H, L + S, K).
         """
         x = F.dropout(self.embedding(ids), dropout)                            # (B, S, D)
         for layer, block in enumerate(self.content):
@@ -160,15 +160,14 @@ class ARPG(nn.Module):
 
     def ask(self, where: Tensor, keys: Tensor, values: Tensor, causal: bool = False,
             dropout: float = 0.0, hints: Tensor | None = None) -> Tensor:
-        """The query pass: one question per target position.
+        """The query pass: one query per target position.
 
         where: (B, M, K/2), the targets' rotary rows. keys, values: (B, H, S, K).
-        hints: (B, M, D), what a control says of the targets (see `control.py`).
+        hints: (B, M, D), the control's vectors for the targets (see `control.py`).
         Returns (B, M, D), normed, ready for the head.
 
-        Before the first attention every question is the same vector, unless there are hints: it
-        enters as (1, 1, D), is projected once, and becomes one query per target by being rotated
-        to its position.
+        Without hints, every query starts as the same vector. It enters as (1, 1, D), and the first
+        layer projects it once. Its rotation to each target then makes one query per target.
         """
         x = self.embedding.weight[self.mask_id].view(1, 1, -1)
         x = x if hints is None else x + hints                                  # (B, M, D)
@@ -178,14 +177,14 @@ class ARPG(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor, orders: Tensor, loss_rows: int = 0,
                 control: Tensor | None = None) -> Tensor:
-        """Teacher forcing: predict every token from the class and those before it in its order.
+        """Teacher forcing: predict every token from the class and the tokens before it in `orders`.
 
         tokens: (B, N) raster ids. labels: (B,) classes or `null_label`.
         orders: (B, N) permutations.
-        Returns logits (B, N, V), float32 at least; logits[:, t] predicts tokens[orders[:, t]].
         control: (B, 1, height, width) condition maps, if the model was built for them.
-        With `loss_rows` = r > 0 returns the mean cross-entropy over all targets instead (equation
-        5), computed r rows of logits at a time.
+        Returns logits (B, N, V), at least float32; logits[:, t] predicts tokens[orders[:, t]].
+        With `loss_rows` = r > 0 it returns the mean cross-entropy over all targets instead
+        (equation 5), computed from r rows of logits at a time.
         """
         content = tokens.gather(1, orders)                                     # (B, N)
         ids = torch.cat([self.class_ids(labels), content[:, :-1]], dim=1)      # (B, S = N)

@@ -1,36 +1,32 @@
-"""The authors' checkpoints, in and out: ARPG-L, -XL, -XXL and LlamaGen's VQ-16 tokenizer.
+"""The authors' checkpoints: ARPG-L, -XL, -XXL and LlamaGen's VQ-16 tokenizer.
 
-The one idea: a table that says which of their tensors make each of ours. Where this package
-computes several products as one (q, k and v; w1 and w3; the shared keys and values), theirs are
-stacked row under row. All else about a checkpoint (sizes, layers, classes) is read off its tensors.
-
-    python -m arpg_mini.pretrained runs/imagenet --arpg arpg.pt --tokenizer vq.pt
-
-writes a run in their layout, for their code.
+The one idea: a table gives, for each of our tensors, the released tensors it is made of. Where this
+package computes several products as one (q, k and v; w1 and w3; the shared keys and values), the
+released tensors are stacked by rows. The sizes, the layers and the number of classes follow from
+the shapes of the tensors.
 """
 
 import re
-import sys
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
-from .config import ModelConfig, Parser, TokenizerConfig, UserError, exit_code
+from . import UserError
+from .config import ModelConfig, TokenizerConfig
 from .model import ARPG
 from .tokenizer import VQTokenizer
 
-WRAPPERS = ("ema", "model", "module", "state_dict")  # the weights' name in a training checkpoint
-REOPEN = 2**28                                       # bytes read before their pages are given back
-# By layers and steps: ARPG-L, -XL, -XXL.
+WRAPPERS = ("ema", "model", "module", "state_dict")  # keys of the weights in training checkpoints
+REOPEN = 2**28                                       # after so many bytes the file is mapped again
+# The paper's, by layers (ARPG-L, -XL, -XXL) and steps.
 BEST_GUIDANCE = {24: {32: 5.4, 64: 5.1}, 36: {32: 6.6, 64: 5.3}, 48: {32: 6.5, 64: 6.3}}
 UNUSED = "quantize.codebook_used"                    # a counter of the tokenizer's training
 
 
 def arpg_names(config: ModelConfig) -> dict[str, list[str]]:
-    """Our tensors' names -> the released tensors they are made of, stacked by rows."""
+    """The names of our tensors -> the released tensors they are made of, stacked by rows."""
     names = {"embedding.weight": ["embeddings.weight"], "head.weight": ["head.weight"],
              "kv_norm.gain": ["layers.norm.weight"], "norm.gain": ["norm.weight"],
              "kv.weight": ["layers.to_k.weight", "layers.to_v.weight"]}
@@ -51,7 +47,7 @@ def arpg_names(config: ModelConfig) -> dict[str, list[str]]:
 
 
 def tokenizer_names(tokenizer: VQTokenizer) -> dict[str, list[str]]:
-    """The same for a tokenizer: our two Sequentials, layer by layer, in the released names."""
+    """The same for a tokenizer, whose two Sequentials are matched layer by layer."""
     c, levels = tokenizer.config, len(tokenizer.config.multipliers)
     middle, end = ["mid.0", "mid.1", "mid.2"], ["norm_out", "", "conv_out"]
     places = {"encoder": ["conv_in"], "decoder": ["conv_in", *middle]}
@@ -77,19 +73,31 @@ def tokenizer_names(tokenizer: VQTokenizer) -> dict[str, list[str]]:
     return names
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, wrapped or bare, mapped from the file where it can be.
+def read_file(path: Path, **how):
+    """`torch.load` onto the CPU, never unpickling objects. UserError names an unreadable file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, **how)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # the unpickler of a hostile file may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint, truncated or foreign "
+                        f"({reason[:100]})") from None
 
-    Of several sets of weights the running average (`ema`) is taken.
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, wrapped or bare, mapped from the file if possible.
+
+    If there are several sets of weights, the running average (`ema`) is used.
     """
-    content = checkpoint.read(path, mmap=zipfile.is_zipfile(path))
+    content = read_file(path, mmap=zipfile.is_zipfile(path))
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not content or not all(
             isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise UserError(f"{path}: holds no tensors by name, bare or as {', '.join(WRAPPERS)}")
-    for prefix in ("module.", "_orig_mod."):         # left by wrappers for several GPUs, compilers
+    for prefix in ("module.", "_orig_mod."):         # added by DDP and by torch.compile
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): t for name, t in content.items()}
     return content
@@ -100,10 +108,10 @@ def some(names: set[str]) -> str:
 
 
 def fill(module: nn.Module, names: dict[str, list[str]], path: Path) -> None:
-    """Copy a checkpoint's tensors into a module, a few at a time, converting to its dtype.
+    """Copy a checkpoint's tensors into a module, a few at a time, and convert them to its dtype.
 
-    UserError names tensors that are missing, unknown or of another shape. The file is mapped and
-    mapped anew every few tensors, so beside the module never more than those are in memory.
+    UserError names tensors that are missing, unknown or of another shape. The file is mapped again
+    after every few tensors, so that only those are in memory in addition to the module.
     """
     state, ours = read(path), dict(module.named_parameters())
     wanted = {name for parts in names.values() for name in parts}
@@ -139,12 +147,12 @@ def shape(state: dict[str, Tensor], name: str, dims: int, path: Path) -> tuple[i
 
 
 def count(state: dict[str, Tensor], pattern: str) -> int:
-    """How many different numbers stand where the pattern has its group."""
+    """How many different numbers the names have in the place of the pattern's group."""
     return len({m.group(1) for name in state if (m := re.match(pattern, name))})
 
 
 def empty(kind: type[nn.Module], config, dtype: torch.dtype, device) -> nn.Module:
-    """A module whose weights are only room, in evaluation mode."""
+    """A module with uninitialised weights, in evaluation mode."""
     with torch.device("meta"):
         module = kind(config).to(dtype)
     return module.to_empty(device=device).eval()
@@ -152,8 +160,8 @@ def empty(kind: type[nn.Module], config, dtype: torch.dtype, device) -> nn.Modul
 
 def load_released_arpg(path: str | Path, head_dim: int = 64, grid: tuple[int, int] = (16, 16),
                        dtype: torch.dtype = torch.float32, device="cpu") -> ARPG:
-    """The ARPG in a released checkpoint, in evaluation mode. `head_dim` and `grid` leave no trace
-    in the tensors; those given are the released models'. UserError says what is wrong with a file.
+    """The ARPG in a released checkpoint, in evaluation mode. `head_dim` and `grid` do not follow
+    from the tensors; the defaults are those of the released models. UserError says what is wrong.
     """
     path = Path(path)
     state = read(path)
@@ -200,70 +208,7 @@ def load_released_tokenizer(path: str | Path, device="cpu") -> VQTokenizer:
     return tokenizer
 
 
-def released(module: ARPG | VQTokenizer) -> dict[str, Tensor]:
-    """A model's tensors under the released names. UserError if the released code has no such model.
-    """
-    c = module.config
-    if isinstance(module, ARPG):
-        for name, has, needs in (("rope_base", c.rope_base, 10000.0),
-                                 ("grid", tuple(c.grid), (c.grid[0],) * 2),
-                                 ("control_stride", c.control_stride, 0),
-                                 ("query_layers", c.query_layers, c.content_layers)):
-            if has != needs:
-                raise UserError(f"{name} {has}: the released code only knows {needs}")
-    elif c.local_encoder or c.decoder_blocks != c.encoder_blocks + 1:
-        raise UserError("local_encoder, or decoder_blocks that are not encoder_blocks + 1: the "
-                        "released tokenizer has no such layers")
-    names = (arpg_names(c) if isinstance(module, ARPG) else tokenizer_names(module))
-    ours = dict(module.named_parameters())
-    state = {part: rows.detach().clone() for name, parts in names.items()
-             for part, rows in zip(parts, ours[name].chunk(len(parts)))}
-    if isinstance(module, VQTokenizer):
-        state[UNUSED] = torch.zeros(65536)
-    return state
-
-
-def load_any_tokenizer(path: Path) -> tuple[VQTokenizer, dict]:
-    """A tokenizer of this program or a released one, and what else the file says about it."""
-    content = checkpoint.read(path, mmap=zipfile.is_zipfile(path))
-    if isinstance(content, dict) and "format" in content:
-        return checkpoint.load_tokenizer(path)
-    return load_released_tokenizer(path), {}
-
-
 def best_guidance(config: ModelConfig, steps: int) -> float:
-    """The paper's best guidance (linear) for a released size; at other steps, of the nearer count.
-    """
+    """The paper's best linear guidance for a released size, at the nearest number of steps."""
     by_steps = BEST_GUIDANCE.get(config.content_layers + config.query_layers, {64: 4.0})
     return by_steps[min(by_steps, key=lambda known: abs(known - steps))]
-
-
-def main() -> int:
-    parser = Parser("python -m arpg_mini.pretrained", description="Write a run in the released "
-                    "layout, {'model': tensors by name}, for the authors' code.")
-    parser.add_argument("run", type=Path, help="run folder, as train_mini.py leaves it")
-    parser.add_argument("--arpg", type=Path, help="file to write the model to")
-    parser.add_argument("--tokenizer", type=Path, help="file to write the tokenizer to")
-    options = parser.parse_args()
-
-    def work() -> None:
-        if not options.arpg and not options.tokenizer:
-            raise UserError("nothing to write: give --arpg FILE, --tokenizer FILE or both")
-        places = [f.resolve() for f in (options.arpg, options.tokenizer) if f]
-        places += [(options.run / name).resolve() for name in ("model.pt", "tokenizer.pt")]
-        if len(set(places)) < len(places):
-            raise UserError("--arpg and --tokenizer: must be two files, neither of them the run's")
-        for out, load, name in ((options.arpg, checkpoint.load_model, "model.pt"),
-                                (options.tokenizer, checkpoint.load_tokenizer, "tokenizer.pt")):
-            if out:
-                module = load(options.run / name)[0]
-                state = released(module)
-                checkpoint.write_whole(out, lambda file: torch.save({"model": state}, file))
-                unsaid = (f"; not in them: heads {module.config.heads}, grid {module.config.grid}"
-                          if out == options.arpg else "")
-                print(f"{out}: {len(state)} tensors{unsaid}")
-    return exit_code(parser.prog, work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

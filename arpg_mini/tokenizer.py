@@ -1,12 +1,12 @@
 """Image ↔ ids: a convolutional encoder, a codebook, a convolutional decoder (VQ-GAN's backbone).
 
-The one idea: replace every feature vector by the nearest of V codebook rows and keep only the row's
-number. Both sides are l2-normalised first, so "nearest" means the largest cosine and no row can
-hide at a small norm. The choice has no gradient; the straight-through estimator passes the
-decoder's gradient to the encoder as if nothing had been rounded, and two losses pull row and
-feature together.
+The one idea: replace every feature vector by the nearest of V codebook rows, and keep only the
+number of that row. Both sides are l2-normalised first, so "nearest" means the largest cosine. The
+choice has no gradient. The straight-through estimator therefore passes the decoder's gradient to
+the encoder as if nothing had been rounded, and two losses pull row and feature together.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,13 +14,18 @@ from torch.nn import functional as F
 from .config import TokenizerConfig
 
 
+def to_device(images: np.ndarray, device: torch.device) -> Tensor:
+    """(n, height, width, 3) uint8 -> (n, 3, height, width) in [-1, 1]."""
+    return (torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
+            / 127.5 - 1)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class PixelNorm(nn.Module):
-    """RMS norm over the channels of each pixel by itself.
-    (B, channels, height, width) -> the same."""
+    """RMS norm over the channels of each pixel: (B, channels, height, width) -> the same."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -31,9 +36,9 @@ class PixelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, swish, conv, twice, around a skip that changes width by a 1×1 convolution if it must.
+    """Twice norm, swish and convolution, added to a skip (a 1×1 convolution if the width changes).
 
-    `local` keeps every pixel to itself: 1×1 convolutions and norms per pixel.
+    With `local`, pixels do not mix: convolutions are 1×1 and norms are per pixel.
     """
 
     def __init__(self, inputs: int, outputs: int, local: bool = False):
@@ -66,8 +71,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution; the padding is on the right and bottom only, as in the released
-    weights."""
+    """Stride-2 convolution, padded on the right and bottom only, as in the released weights."""
 
     def __init__(self, channels: int, local: bool = False):
         super().__init__()
@@ -95,7 +99,7 @@ def middle(channels: int) -> list[nn.Module]:
 
 
 def encoder(config: TokenizerConfig) -> nn.Sequential:
-    """(B, 3, height, width) -> (B, latent, h, w). Attention at the last level and in the middle."""
+    """(B, 3, height, width) -> (B, latent, h, w), with attention at the last level and after it."""
     local, widths = config.local_encoder, [config.channels * m for m in config.multipliers]
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1,
                                          padding_mode="replicate" if local else "zeros")]
@@ -117,7 +121,7 @@ def encoder(config: TokenizerConfig) -> nn.Sequential:
 
 
 def decoder(config: TokenizerConfig) -> nn.Sequential:
-    """(B, latent, h, w) -> (B, 3, height, width): the encoder mirrored."""
+    """(B, latent, h, w) -> (B, 3, height, width): the mirrored encoder."""
     widths = [config.channels * m for m in reversed(config.multipliers)]
     width = widths[0]
     layers = [nn.Conv2d(config.latent_channels, width, 3, padding=1), *middle(width)]
@@ -133,7 +137,7 @@ def decoder(config: TokenizerConfig) -> nn.Sequential:
 
 
 class Codebook(nn.Module):
-    """V rows on the unit sphere, and a count of how long each has gone unused."""
+    """V rows, normalised when used, and for each a count of the batches since its last use."""
 
     def __init__(self, size: int, dim: int):
         super().__init__()
@@ -147,15 +151,16 @@ class Codebook(nn.Module):
     def nearest(self, features: Tensor) -> Tensor:
         """(..., dim) unit vectors -> (...) ids of the rows with the largest cosine.
 
-        On the unit sphere ‖f - e‖² = 2 - 2 f·e, so no distance need be computed.
+        On the unit sphere ‖f - e‖² = 2 - 2 f·e, so the largest cosine is the smallest distance.
         """
         return (features @ F.normalize(self.rows, dim=-1).T).argmax(dim=-1)
 
     @torch.no_grad()
     def fit(self, features: Tensor, generator: torch.Generator, rounds: int = 10) -> None:
-        """Start the rows as the centres of a spherical k-means on (n, dim) features.
+        """Set the rows to the centres of a spherical k-means on (n, dim) features.
 
-        Centres begin far apart (k-means++: drawn with odds by squared distance to the nearest one).
+        The first centres are far apart (k-means++: a feature becomes the next centre with a
+        probability proportional to its squared distance from the nearest centre).
         """
         centres = features[:1].clone()
         distance = torch.full((len(features),), 4.0, device=features.device)
@@ -177,8 +182,8 @@ class Codebook(nn.Module):
                generator: torch.Generator) -> int:
         """Move rows that no feature chose in `patience` batches onto features of this batch.
 
-        A row that is never the nearest gets no gradient, so a dead row stays dead unless moved.
-        features: (n, dim), ids: (n,). Returns how many rows moved.
+        A row that is never the nearest gets no gradient, so it stays unused unless it is moved.
+        features: (n, dim), ids: (n,). Returns how many rows were moved.
         """
         self.idle += 1
         self.idle[ids] = 0
@@ -214,8 +219,7 @@ class VQTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) in [-1, 1] -> (B, h, w) ids. Sides must be multiples of the
-        stride."""
+        """(B, 3, height, width) in [-1, 1] -> (B, h, w) ids; sides are multiples of the stride."""
         return self.codebook.nearest(self.features(images))
 
     @torch.no_grad()
@@ -224,12 +228,12 @@ class VQTokenizer(nn.Module):
         return self.reconstruct(self.codebook.lookup(ids)).clamp(-1, 1)
 
     def forward(self, images: Tensor, quantize: bool = True):
-        """Returns reconstructions, the losses by name, the features (n, code_dim) and ids (n,).
+        """Returns pictures, losses by name, features (n, code_dim) and ids (n,), n = B · h · w.
 
-        Without `quantize` it is a plain autoencoder on the unit sphere: a short warm-up so gives
-        features that tell pictures apart, on which the codebook can be fitted. Started cold,
-        features settle on the first rows they meet and never learn what those do not say (colour,
-        say).
+        Without `quantize` this is a plain autoencoder on the unit sphere. A short warm-up of that
+        kind gives features that distinguish pictures; then the codebook is fitted to them. Without
+        the warm-up, features stay near the first rows they meet, and never learn what those rows
+        do not distinguish (colour, for example).
         """
         features = self.features(images)                                       # (B, h, w, code_dim)
         ids = self.codebook.nearest(features.detach())                         # (B, h, w)

@@ -1,36 +1,27 @@
-"""The optimizer, the learning rate, the running average, and the two loops.
+"""The optimizer, the learning rate, the running average, and the two training loops.
 
 The one idea: no hidden random state. Every random number is a function of (seed, purpose, step or
-epoch), so a run continues from step s exactly as if it had never stopped, with nothing to save but
-weights; and since orders and class drops are drawn for the whole batch and each process takes its
-rows, several processes train as one does.
+epoch). So a run continues from step s exactly as if it had never stopped, and only weights and
+optimizer need to be saved. Orders and class drops are drawn for the whole batch, and each process
+takes its rows of them. So several processes train as one does (only dropout differs).
 
-The loops are generators: they yield after every step and leave saving, logging and stopping to the
-caller.
+The loops are generators: they yield after every step, and the caller saves, logs and stops.
 """
 
 import contextlib
 import copy
-import csv
-import io
 import math
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .checkpoint import write_whole
-from .config import TrainConfig, UserError
-from .data import Pictures
-from .ids import Ids
+from .config import TrainConfig
 from .model import ARPG
-from .tokenizer import VQTokenizer
+from .tokenizer import VQTokenizer, to_device
 
 Control = Callable[[Tensor], Tensor]
 
@@ -48,8 +39,7 @@ def permutation(seed: int, purpose: int, epoch: int, n: int) -> np.ndarray:
 
 
 def visits(seed: int, purpose: int, step: int, batch: int, n: int) -> np.ndarray:
-    """(batch,) indices below n for one step: every epoch visits each index once, in an order of
-    its own."""
+    """(batch,) indices below n for one step. Every epoch visits each index once, in a new order."""
     at = np.arange(step * batch, (step + 1) * batch)
     picked = np.empty(batch, np.int64)
     for epoch in np.unique(at // n):
@@ -70,7 +60,7 @@ def learning_rate(step: int, steps: int, config: TrainConfig, peak: float) -> fl
 
 def make_optimizer(module: nn.Module, weight_decay: float,
                    betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW with weight decay on tensors of two or more dimensions only: no gain or bias decays."""
+    """AdamW with weight decay on tensors of two or more dimensions only, not on gains or biases."""
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     others = [p for p in module.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay},
@@ -80,10 +70,10 @@ def make_optimizer(module: nn.Module, weight_decay: float,
 
 def optimizer_step(optimizer: torch.optim.Optimizer, module: nn.Module, lr: float,
                    clip: float) -> Tensor:
-    """Clip, step, forget the gradients. Returns the gradient's norm before clipping.
+    """Clip the gradient, step, zero the gradient. Returns the gradient's norm before clipping.
 
-    If it is not finite nothing changes, weights or optimizer: the fused AdamW leaves out a step
-    whose `found_inf` is 1 (gradient scalers use it so), without the CPU having to look.
+    If the norm is not finite, neither the weights nor the optimizer change: the fused AdamW skips a
+    step whose `found_inf` is 1. (Gradient scalers use it in the same way.) The CPU does not wait.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -96,27 +86,28 @@ def optimizer_step(optimizer: torch.optim.Optimizer, module: nn.Module, lr: floa
 
 
 def average_of(model: nn.Module) -> nn.Module:
-    """A copy of a model to hold the running average of its weights."""
+    """A copy of a model that will hold the running average of its weights."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """average ← average·d + model·(1 - d), with d growing from 0.1 to `decay` so that it starts
-    fresh."""
+    """average ← average·d + model·(1 - d). d grows from 0.1 to `decay`, so that the initial weights
+    are soon forgotten."""
     d = min(decay, (1 + step) / (10 + step))
     for pair in zip(average.parameters(), model.parameters()):
         a, p = (t.to_local() if isinstance(t, DTensor) else t for t in pair)
         a.lerp_(p, 1 - d)
 
 
-def train_tokenizer(tokenizer: VQTokenizer, pictures: Pictures, config: TrainConfig, seed: int,
+def train_tokenizer(tokenizer: VQTokenizer, pictures, config: TrainConfig, seed: int,
                     optimizer: torch.optim.Optimizer,
                     start: int = 0) -> Iterator[dict[str, Tensor]]:
     """Yield the losses after each step from `start` to the last.
 
-    The first quarter is a plain autoencoder; then the codebook is fitted to its features and used.
-    Rows that die are revived until the last fifth, which is left in peace.
+    pictures: a source of `arpg_mini.data`. The first quarter of the steps trains a plain
+    autoencoder. Then the codebook is fitted to its features and used. Unused rows are revived until
+    four fifths of the steps are done.
     """
     device = next(tokenizer.parameters()).device
     steps, warm = config.tokenizer_steps, config.tokenizer_steps // 4
@@ -143,18 +134,13 @@ def train_tokenizer(tokenizer: VQTokenizer, pictures: Pictures, config: TrainCon
         yield losses
 
 
-def to_device(images: np.ndarray, device: torch.device) -> Tensor:
-    """(n, side, side, 3) uint8 -> (n, 3, side, side) in [-1, 1]."""
-    return (torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
-            / 127.5 - 1)
-
-
-def draw_batch(ids: Ids, config: TrainConfig, null_label: int, class_dropout: float, seed: int,
+def draw_batch(ids, config: TrainConfig, null_label: int, class_dropout: float, seed: int,
                step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """This process's rows of step `step`'s batch: tokens (b, N), labels (b,), orders (b, N), all
+    """This process's rows of the batch of one step: tokens (b, N), labels (b,), orders (b, N), all
     long.
 
-    Everything is drawn for the global batch and then sliced, so the split changes nothing.
+    ids.ids: (n, views, N) uint16, ids.labels: (n,). Everything is drawn for the global batch and
+    then sliced. So the number of processes changes nothing.
     """
     batch, (_, views, n) = config.batch_size, ids.ids.shape
     rows = slice(rank * batch // world, (rank + 1) * batch // world)
@@ -167,17 +153,17 @@ def draw_batch(ids: Ids, config: TrainConfig, null_label: int, class_dropout: fl
             torch.from_numpy(orders))
 
 
-def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: TrainConfig,
+def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids, config: TrainConfig,
                seed: int, optimizer: torch.optim.Optimizer, start: int = 0, rank: int = 0,
                world: int = 1, half: bool = False,
                control: Control | None = None) -> Iterator[dict[str, Tensor | float]]:
     """Yield {"loss", "lr", "norm"} after each step from `start` to the last.
 
-    `call` is `model` or its wrapper for several processes; `average` is updated after every step.
-    A process whose rows are more than `config.micro_batch` takes them in pieces and adds up the
-    gradients. `half`: autocast to bfloat16. `control`: (b, N) tokens -> their condition maps, of
-    which a share of `class_dropout` is kept from the model. A step whose norm is not finite changed
-    nothing.
+    `call` is `model` or its wrapper for several processes. `average` is updated after every step.
+    A process with more rows than `config.micro_batch` takes them in pieces and accumulates the
+    gradients. `half`: autocast to bfloat16. `control`: (b, N) tokens -> their condition maps; a
+    share of `class_dropout` of the maps is hidden from the model. A step whose norm is not finite
+    changes neither the weights nor the optimizer.
     """
     device = next(model.parameters()).device
     rows = config.batch_size // world
@@ -187,7 +173,7 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: Tr
     for step in range(start, config.steps):
         batch = draw_batch(ids, config, model.null_label, model.config.class_dropout, seed, step,
                            rank, world)
-        if device.type == "cuda":                # pinned, so that copying need not be waited for
+        if device.type == "cuda":                # pinned, so that the copy need not finish first
             batch = [t.pin_memory() for t in batch]
         loss = torch.zeros((), device=device)
         for piece in range(pieces):
@@ -214,10 +200,10 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids: Ids, config: Tr
 
 
 @torch.no_grad()
-def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: int = 250,
+def validation_loss(model: ARPG, ids, seed: int, count: int = 2000, batch: int = 250,
                     control: Control | None = None) -> float:
-    """Nats per token on held-out pictures: causal mask, one fixed order each, no dropout, no class
-    drop, in the weights' precision."""
+    """Nats per token on held-out pictures, under the causal mask, with one fixed order per picture,
+    without dropout and class drops, in the precision of the weights."""
     device, n = model.embedding.weight.device, ids.ids.shape[2]
     training, total, count = model.training, 0.0, min(count, len(ids))
     model.eval()
@@ -232,61 +218,3 @@ def validation_loss(model: ARPG, ids: Ids, seed: int, count: int = 2000, batch: 
         total += loss.item() * len(tokens)
     model.train(training)
     return total / count
-
-
-class Log:
-    """`log.csv`: a row per logged step; rows after the resumed step are dropped.
-
-    A row that can't be written (a full disk) comes with the next that can. `tensorboard`: write
-    the numbers there too, for who has that package.
-    """
-
-    columns = ["step", "epoch", "train_loss", "val_loss", "lr", "images_per_second",
-               "gradient_norm", "skipped_steps"]
-
-    def __init__(self, path: Path, start: int, tensorboard: bool = False):
-        self.path, self.rows, self.board = path, [], None
-        if start and path.exists():
-            with open(path, newline="", errors="replace") as file:
-                self.rows = [row for row in csv.DictReader(file)
-                             if set(row) == set(self.columns) and None not in row.values()
-                             and row["step"].isdecimal() and int(row["step"]) <= start]
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=start + 1)
-        self.write()
-
-    def write(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        with contextlib.suppress(UserError):
-            write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
-
-    def row(self, **values) -> None:
-        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v
-                          for k, v in values.items()})
-        self.write()
-        if self.board:
-            for name in set(values) - {"step"}:
-                if values[name] != "":
-                    self.board.add_scalar(name, values[name], values["step"])
-
-
-class Stop:
-    """Remembers that a signal to stop came, so that the step can be finished and saved."""
-
-    def __init__(self, signals: Sequence[int]):
-        self.signal, self.since = 0, 0.0
-        for number in signals:
-            signal.signal(number, self.remember)
-
-    def remember(self, number: int, frame) -> None:
-        """A later signal ends the program at once. One that follows within a second is the same:
-        a terminal sends Ctrl-C to all processes, and the first hands it on to the others."""
-        if not self.signal:
-            self.signal, self.since = number, time.monotonic()
-        elif time.monotonic() - self.since > 1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""What several tests need: tiny models with weights large enough for mistakes to show."""
+"""Helpers of several tests: tiny models whose weights are large enough for mistakes to show."""
 
 import json
 import subprocess
@@ -21,11 +21,19 @@ TINY = ["--steps", "6", "--tokenizer-steps", "8", "--batch-size", "8"]
 
 
 def run(script, *arguments, cwd=ROOT, code=0, **how) -> subprocess.CompletedProcess:
-    """One of the two scripts as a user runs it; it must end with the exit code."""
+    """Run one of the two scripts as a user runs it. It must end with the exit code `code`."""
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd,
                           capture_output=True, text=True, timeout=300, **how)
     assert done.returncode == code, done.stderr
     return done
+
+
+def code_of(main) -> int:
+    """The exit code of a command's `main`, whether it returns it or ends by it."""
+    try:
+        return main()
+    except SystemExit as end:
+        return end.code
 
 
 def weights(out: Path, name: str = "model.pt") -> dict:
@@ -33,7 +41,7 @@ def weights(out: Path, name: str = "model.pt") -> dict:
 
 
 def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:
-    """A model whose weights are of order one: attention is peaked, so a wrong key changes the
+    """A model with weights of order one: its attention is peaked, so a wrong key changes the
     result."""
     sizes = {"dim": 24, "content_layers": 2, "query_layers": 3, "heads": 2, "ffn_hidden": 40,
              "vocab_size": 11, "num_classes": 3, "grid": (3, 5), "dropout": 0.0} | sizes
@@ -48,7 +56,7 @@ def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:
 
 
 class FakeIds:
-    """Twenty pictures of two views; view 1 of a picture is its view 0 plus one."""
+    """The ids of twenty pictures in two views. View 1 of a picture is its view 0 plus one."""
 
     def __init__(self, n=15):
         first = np.random.default_rng(0).integers(0, 10, (20, 1, n))
@@ -60,7 +68,8 @@ class FakeIds:
 
 
 def golden(name: str) -> tuple[dict, dict, dict]:
-    """A golden file: its arrays, its configuration, and the released names filled by the recipe."""
+    """Read a golden file: its arrays, its configuration, and the released tensors by name, which
+    the recipe fills."""
     arrays = dict(np.load(GOLDEN / name))
     meta = json.loads(str(arrays.pop("meta")))
     state = {n: torch.from_numpy(np.asarray(tensor(n, tuple(shape), meta["config"]["salt"])))
@@ -69,7 +78,7 @@ def golden(name: str) -> tuple[dict, dict, dict]:
 
 
 def golden_arpg() -> tuple[ARPG, dict, dict]:
-    """The golden model, loaded as a released checkpoint is, with the golden arrays and sizes."""
+    """The golden model, loaded like a released checkpoint, with the golden arrays and sizes."""
     arrays, config, released = golden("arpg_tiny.npz")
     with tempfile.TemporaryDirectory() as folder:
         torch.save({"model": released}, Path(folder) / "arpg.pt")

@@ -1,5 +1,5 @@
-"""The two scripts as a user runs them: tiny runs end to end, interruption, and mistakes in one
-line."""
+"""The two scripts as a user runs them: tiny runs from start to end, interruption, and mistakes,
+which end in one line."""
 
 import json
 import os
@@ -17,10 +17,11 @@ from PIL import Image
 
 import sample_mini
 import train_mini
-from arpg_mini import TokenizerConfig, VQTokenizer, drawing
-from arpg_mini.checkpoint import load_model
+from arpg_mini import TokenizerConfig, VQTokenizer
 from arpg_mini.decoding import decode
-from arpg_mini.pretrained import released
+from arpg_mini.run import drawing
+from arpg_mini.run.checkpoint import load_model
+from arpg_mini.run.export import released
 from tests.helpers import ROOT, TINY, run, weights
 
 
@@ -39,7 +40,7 @@ def test_a_run_leaves_what_it_promises_and_says_what_is_next(finished):
     lines = (out / "log.csv").read_text().splitlines()
     assert len(lines) == 7 and lines[-1].split(",")[3]         # a validation loss in the last row
     with Image.open(out / "samples.png") as sheet:
-        assert sheet.height > 5 * 64                           # a row each for 1, 2, 4, 8, 16 steps
+        assert sheet.height > 5 * 64                           # rows for 1, 2, 4, 8, 16 steps
 
 
 def test_samples_grids_animations_and_npz(finished, tmp_path):
@@ -74,8 +75,8 @@ def test_precision_is_that_of_weights_and_products(flags, dtype, finished):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_path):
-    """SIGTERM in the middle, then --resume: the weights are those of the run that was never
-    stopped."""
+    """A run gets SIGTERM in the middle, then continues with --resume. Its weights are those of a
+    run that was never stopped."""
     out, steps = tmp_path / "again", [*TINY[2:], "--steps", "200"]
     arguments = ["--data", str(pictures), "--side", "16", *steps, "--out", str(out),
                  "--device", "cpu", "--save-every", "100"]
@@ -100,7 +101,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_pat
     assert rows[:len(rows) // 2] == rows[len(rows) // 2:]
 
 
-def test_a_mistake_in_two_processes_is_said_in_one_line(finished, tmp_path):
+def test_a_mistake_in_two_processes_ends_in_one_line(finished, tmp_path):
     done = run("sample_mini.py", finished[0], "--steps", 17, "--gpus", 2, "--device", "cpu", code=2,
                cwd=tmp_path)
     assert "Traceback" not in done.stderr
@@ -115,7 +116,7 @@ def test_a_mistake_in_two_processes_is_said_in_one_line(finished, tmp_path):
     (["--gpus", "0", "--device", "cpu"], "--gpus 0: must be 1 or more"),
     (["--gpus", "8"], "--gpus 8: this machine has"),
     (["--views", "side"], "--views side: must be one of center, center-flip, ten-crop"),
-    (["--views", "ten-crop"], "--views ten-crop: needs pictures that come larger"),
+    (["--views", "ten-crop"], "--views ten-crop: needs larger pictures"),
     (["--micro-batch", "0"], "--micro-batch 0: must be 1 or more"),
     (["--keep", "0"], "--keep 0: must be 1 or more"),
     (["--precision", "float16"], "--precision"),
@@ -141,10 +142,10 @@ def test_mistakes_in_training_end_in_one_line(arguments, says, mistake, tmp_path
     (["--top-p", "0"], "--top-p 0.0"), (["--temperature", "-1"], "--temperature -1.0"),
     (["--count", "0"], "--count 0"), (["--steps", "0"], "--steps 0"),
     (["--guidance", "nan"], "--guidance nan"), (["--out", "."], "--out .: is a folder"),
-    (["--schedule", "linear"], "--schedule 'linear'"),
+    (["--schedule", "linear"], "--schedule linear: must be one of arccos"),
     (["--npz", "/no/such/x.npz"], "--npz /no/such/x.npz"),
-    (["--within-step", "all"], "--within-step 'all'"),
-    (["--guidance-schedule", "x"], "--guidance-schedule 'x'"),
+    (["--within-step", "all"], "--within-step all: must be one of block"),
+    (["--guidance-schedule", "x"], "--guidance-schedule x: must be one of linear"),
 ])
 def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, mistake, tmp_path):
     assert says in mistake(sample_mini, finished[0], *arguments)
@@ -152,7 +153,7 @@ def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, mistake
 
 
 def test_a_mistake_as_a_user_meets_it(pictures, tmp_path):
-    """In a process of its own, told before anything is written: one line and no traceback."""
+    """Broken if a new process prints a traceback, or writes something before it ends."""
     done = run("train_mini.py", "--data", pictures, "--side", 18, "--out", tmp_path / "x", code=2)
     assert done.stderr == ("train_mini.py: error: --side 18: must be a multiple of the tokenizer's "
                            "stride, 4\n")
@@ -185,9 +186,9 @@ def test_help_needs_no_torch():
 
 
 @pytest.mark.slow
-def test_a_released_tokenizer_trains_on_and_its_run_lends_it_further(pictures, tmp_path):
-    """Their file, then the file of the run that used it; stride 2 is no preset's, and resuming
-    knows."""
+def test_a_released_tokenizer_is_used_by_one_run_and_then_by_another(pictures, tmp_path):
+    """The first run uses the released file, and the second run uses the first one's file. No preset
+    has stride 2, and resuming must keep it."""
     torch.manual_seed(0)
     vq = VQTokenizer(TokenizerConfig(channels=32, multipliers=(1, 1), encoder_blocks=1,
                                      decoder_blocks=2, latent_channels=32, codebook_size=16,
@@ -202,8 +203,8 @@ def test_a_released_tokenizer_trains_on_and_its_run_lends_it_further(pictures, t
 
 
 def test_a_picture_of_any_size_and_mode_is_edited_and_put_back(finished, sample, tmp_path):
-    """Of odd sides, with a mask, by a box, in a palette, transparent: outside the mask every pixel
-    of the result is the picture's; a strip and an animation come with it."""
+    """The pictures have odd sides and are RGB, palette, grey or transparent. Outside the mask every
+    pixel of the result is the picture's. A strip and an animation are written too."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (30, 47, 3)).astype(np.uint8))
     light = np.zeros((30, 47), np.uint8)
@@ -224,8 +225,8 @@ def test_a_picture_of_any_size_and_mode_is_edited_and_put_back(finished, sample,
 
 
 def test_what_is_hidden_in_a_file_shows_nowhere_in_the_result(finished, sample, tmp_path):
-    """Of two pictures that differ under the mask only, scaled down to be fitted and with a wide
-    seam, the results are one; by a box, by a mask, and by strokes on a transparent layer."""
+    """Two pictures that differ only under the mask give the same result. They are scaled down to
+    fit, and the seam is wide. The mask is a box, a picture, or strokes on a transparent layer."""
     rng, results = np.random.default_rng(0), []
     picture = rng.integers(0, 256, (60, 81, 3)).astype(np.uint8)
     light = np.zeros((60, 81), np.uint8)
@@ -281,7 +282,8 @@ def test_edits_grids_and_candidates(finished, sample, mistake, tmp_path):
     (["--inpaint", "p.png", "--outpaint", "p.png"], "--inpaint: goes without"),
     (["--grid", "900x900"], "--grid: 900x900 tokens are more than 64 times"),
     (["--grid", "0x3"], "--grid 0x3: must be HxW"), (["--expand", "0"], "--expand 0: must be 1"),
-    (["--positions", "x"], "--positions 'x'"), (["--at", "1,1"], "--at: goes with --outpaint"),
+    (["--positions", "x"], "--positions x: must be one of windows"),
+    (["--at", "1,1"], "--at: goes with --outpaint"),
     (["--control", "p.png"], "--control p.png: needs a run trained with --control edges"),
     (["--inpaint", "p.png", "--box", "1,1,3,3", "--out", "p.png"], "none of them read from"),
     (["--inpaint", "e-2.png", "--box", "1,1,3,3", "--out", "e.png", "--count", "2"], "none of"),
@@ -303,14 +305,15 @@ def test_mistakes_in_editing_end_in_one_line(arguments, says, finished, mistake,
 
 def test_a_control_is_trained_onto_a_finished_run_and_followed(finished, mistake, sample,
                                                                tmp_path):
-    """--init takes the averaged weights; the adapter begins by saying nothing, so the first
-    validation is that of the run it started from; then it is trained, saved, resumed, drawn by."""
+    """--init takes the averaged weights. The new adapter changes nothing at first, so the first
+    validation loss is that of the finished run. Then the adapter is trained, resumed and used."""
     out, _ = finished
     Image.new("RGB", (30, 20)).save(tmp_path / "p.png")
     arguments = ["--data", out, "--tokenizer", out / "tokenizer.pt", "--init", out / "best.pt",
                  "--control", "edges", "--batch-size", 8]
-    run("train_mini.py", *arguments, "--steps", 2, "--lr", 1e-9, "--out", tmp_path / "x",
-        "--gpus", 2, "--device", "cpu")
+    done = run("train_mini.py", *arguments, "--steps", 2, "--lr", 1e-9, "--out", tmp_path / "x",
+               "--gpus", 2, "--device", "cpu")
+    assert done.stdout.count("validation loss") == 1      # only the first process sums up
     losses = [float((folder / "log.csv").read_text().splitlines()[row].split(",")[3])
               for folder, row in ((out, -1), (tmp_path / "x", 1))]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
@@ -319,5 +322,5 @@ def test_a_control_is_trained_onto_a_finished_run_and_followed(finished, mistake
     sample(tmp_path / "x", "--control", "p.png", "--count", 3, "--expand", 2)
     assert (tmp_path / "samples.png").exists()
     said = mistake(train_mini, *arguments, "--steps", 1, "--init", out / "tokenizer.pt")
-    assert "tokenizer.pt: is no model of this program" in said
+    assert "tokenizer.pt: is not a model of this program" in said
     assert "--control depth: must be edges" in mistake(train_mini, "--control", "depth")

@@ -1,4 +1,4 @@
-"""The authors' layout, in and out: names, sizes, wrappers, and files that are not what they say."""
+"""Import and export of the authors' file layout: names, sizes, wrappers, and wrong files."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sample_mini
-from arpg_mini import ARPG, ModelConfig, TokenizerConfig, VQTokenizer, checkpoint, pretrained
-from arpg_mini.config import UserError
+from arpg_mini import ARPG, ModelConfig, TokenizerConfig, UserError, VQTokenizer, pretrained
+from arpg_mini.run import checkpoint, export
 from tests.helpers import ROOT, tiny_model
 from tests.test_tokenizer import SMALL
 
@@ -42,38 +42,38 @@ def same(a, b) -> bool:
 
 
 def test_export_then_import_is_the_identity(tmp_path, arpg):
-    """Broken if a tensor is split, stacked or named differently on the way out and in."""
+    """Broken if export and import split, stack or name a tensor differently."""
     vq = filled(VQTokenizer(TokenizerConfig(**VQ)))
-    state = pretrained.released(arpg)
+    state = export.released(arpg)
     again = pretrained.load_released_arpg(saved(tmp_path / "arpg.pt", {"model": state}))
     assert same(arpg, again) and again.config == ModelConfig(**SIZES) and not again.training
     vq_again = pretrained.load_released_tokenizer(
-        saved(tmp_path / "vq.pt", {"model": pretrained.released(vq)}))
+        saved(tmp_path / "vq.pt", {"model": export.released(vq)}))
     assert same(vq, vq_again) and vq_again.config == vq.config
-    assert all(torch.equal(t, state[n]) for n, t in pretrained.released(again).items())
+    assert all(torch.equal(t, state[n]) for n, t in export.released(again).items())
     assert state["layers.self_dec.1.attn.to_k.weight"].shape == (64, 64)
-    assert pretrained.released(vq)["quantize.codebook_used"].shape == (65536,)
+    assert export.released(vq)["quantize.codebook_used"].shape == (65536,)
 
 
 @pytest.mark.parametrize("wrap", [
     lambda s: s, lambda s: {"model": s, "steps": 3}, lambda s: {"ema": s, "model": {}},
     lambda s: {"state_dict": s}, lambda s: {"module": {f"module.{n}": t for n, t in s.items()}},
     lambda s: {f"_orig_mod.{n}": t for n, t in s.items()}])
-def test_wrapped_or_bare(tmp_path, arpg, wrap):
-    path = saved(tmp_path / "arpg.pt", wrap(pretrained.released(arpg)))
+def test_wrapped_and_bare_weights_load_the_same(tmp_path, arpg, wrap):
+    path = saved(tmp_path / "arpg.pt", wrap(export.released(arpg)))
     assert same(arpg, pretrained.load_released_arpg(path))
 
 
 def test_an_old_format_file_and_half_precision(tmp_path, arpg):
-    torch.save(pretrained.released(arpg), tmp_path / "old.pt",
+    torch.save(export.released(arpg), tmp_path / "old.pt",
                _use_new_zipfile_serialization=False)
     model = pretrained.load_released_arpg(tmp_path / "old.pt", dtype=torch.bfloat16)
     assert same(model, arpg.bfloat16())
 
 
 def test_tensors_that_do_not_belong_are_named(tmp_path, arpg):
-    """Broken if one was skipped in silence."""
-    state, path = pretrained.released(arpg), tmp_path / "arpg.pt"
+    """Broken if a tensor is skipped silently."""
+    state, path = export.released(arpg), tmp_path / "arpg.pt"
     some = "layers.cross_dec.1.attn.proj.weight"
     for change, says in (
             ({some: None}, f"lacks {some}"),
@@ -97,7 +97,7 @@ def test_tensors_that_do_not_belong_are_named(tmp_path, arpg):
                                      b"\x80\x02cos\nsystem\n(S'ls'\ntR."])
 def test_files_that_are_no_checkpoint(tmp_path, content):
     (tmp_path / "arpg.pt").write_bytes(content)
-    for load in (pretrained.load_released_arpg, pretrained.load_any_tokenizer):
+    for load in (pretrained.load_released_arpg, checkpoint.load_any_tokenizer):
         with pytest.raises(UserError, match="arpg.pt: not a readable checkpoint"):
             load(tmp_path / "arpg.pt")
     with pytest.raises(UserError, match="nowhere.pt: no such file"):
@@ -112,10 +112,10 @@ def test_what_the_released_code_lacks_is_not_exported():
                         (tiny_model(rope_base=100.0), "rope_base 100.0: .* knows 10000.0"),
                         (VQTokenizer(TokenizerConfig(**SMALL, local_encoder=True)), "local_enc")):
         with pytest.raises(UserError, match=says):
-            pretrained.released(model)
+            export.released(model)
 
 
-def test_the_papers_guidance_goes_with_the_size():
+def test_the_papers_guidance_depends_on_the_size():
     by_layers = {n: ModelConfig(content_layers=n, query_layers=n) for n in (12, 18, 24, 3)}
     assert [pretrained.best_guidance(by_layers[n], 32) for n in (12, 18, 24)] == [5.4, 6.6, 6.5]
     assert [pretrained.best_guidance(by_layers[n], 64) for n in (12, 18, 24)] == [5.1, 5.3, 6.3]
@@ -124,7 +124,7 @@ def test_the_papers_guidance_goes_with_the_size():
 
 
 def test_both_commands(tmp_path, monkeypatch, capsys, arpg):
-    """A run written in their layout, then drawn from as released weights are."""
+    """A run is exported to the authors' layout. The files are then used like released weights."""
     monkeypatch.chdir(tmp_path)
     vq = filled(VQTokenizer(TokenizerConfig(**VQ)))
     state = arpg.state_dict()
@@ -133,12 +133,12 @@ def test_both_commands(tmp_path, monkeypatch, capsys, arpg):
     checkpoint.save_tokenizer(tmp_path / "run" / "tokenizer.pt", vq)
     command = ["pretrained", "run", "--arpg", "arpg.pt", "--tokenizer", "vq.pt"]
     monkeypatch.setattr(sys, "argv", command)
-    assert pretrained.main() == 0
+    assert export.main() == 0
     assert same(pretrained.load_released_arpg("arpg.pt"), arpg)
     monkeypatch.setattr(sys, "argv", ["pretrained", "run", "--arpg", "run/model.pt"])
-    assert pretrained.main() == 2 and "neither of them the run's" in capsys.readouterr().err
+    assert export.main() == 2 and "neither of them the run's" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", command[:2])
-    assert pretrained.main() == 2 and "nothing to write" in capsys.readouterr().err
+    assert export.main() == 2 and "nothing to write" in capsys.readouterr().err
 
     def draw(*flags):
         monkeypatch.setattr(sys, "argv", ["sample_mini.py", *flags])
@@ -162,7 +162,8 @@ def test_both_commands(tmp_path, monkeypatch, capsys, arpg):
 
 @pytest.mark.slow
 def test_a_full_size_file_loads_in_little_more_than_its_model():
-    """ARPG-L, 1.28 GB, into bfloat16: at most 1.3 times the model and the file's largest tensor."""
+    """Broken if loading ARPG-L (1.28 GB) in bfloat16 takes more than 1.3 times the model plus the
+    file's largest tensor."""
     command = [sys.executable, "-m", "tests.golden.full_size", "arpg-l", "--dtype", "bfloat16",
                "--steps", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -1,5 +1,5 @@
-"""Runs that a lab would trust: several processes train as one, any checkpoint is gone on from to
-the bit, and nothing that fails takes what was there with it."""
+"""Runs that a lab can trust: several processes train like one, a run continues from any checkpoint
+to the bit, and a failure never destroys what was saved before."""
 
 import json
 import os
@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 import train_mini
-from arpg_mini import checkpoint, distributed, training
-from arpg_mini.config import TrainConfig, UserError
+from arpg_mini import UserError, training
+from arpg_mini.config import TrainConfig
+from arpg_mini.data.files import also_as
+from arpg_mini.run import checkpoint, processes
 from tests.helpers import ROOT, TINY, FakeIds, run, tiny_model, weights
 
 
@@ -32,8 +34,8 @@ def curve(out, column="train_loss") -> np.ndarray:
 
 
 def same_weights(a, b, exactly=True) -> bool:
-    """To the bit, or to a thousandth: AdamW moves a weight by the sign of its first gradients,
-    however small, so summation shows more in weights than in losses."""
+    """Are they equal to the bit, or to a thousandth? AdamW moves a weight by the sign of its first
+    gradients, even tiny ones, so the order of summation changes weights more than losses."""
     pairs = [(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k]]
     if exactly:
         return all(torch.equal(x, y) for x, y in pairs)
@@ -47,11 +49,12 @@ def same_weights(a, b, exactly=True) -> bool:
     ids=lambda how: " ".join(map(str, how)))
 def test_however_it_is_fitted_onto_the_machine_it_trains_the_same(how, finished, pictures,
                                                                   tmp_path):
-    """Two processes, sharded or not, accumulating, recomputing: the loss curve is that of one
-    process, the weights and their average too, to float summation."""
+    """Two processes, sharded or not, with accumulation or recomputation, have the loss curve of one
+    process. Weights and their average are equal too, except for the order of summation."""
     out, _ = finished
-    train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, *how, "--tokenizer",
-          out / "tokenizer.pt")
+    done = train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, *how, "--tokenizer",
+                 out / "tokenizer.pt")
+    assert done.stdout.count("validation loss") == 1      # only the first process sums up
     for column in ("train_loss", "val_loss", "gradient_norm"):
         assert np.abs(curve(out, column) - curve(tmp_path / "x", column)).max() < 1e-4
     assert same_weights(weights(out), weights(tmp_path / "x"), exactly=False)
@@ -59,7 +62,8 @@ def test_however_it_is_fitted_onto_the_machine_it_trains_the_same(how, finished,
 
 @pytest.mark.slow
 def test_a_longer_curve_of_two_processes_is_that_of_one(pictures, finished, tmp_path):
-    """Sixty steps at the tiny run's rates; DDP and sharded, each beside one process."""
+    """Sixty steps at the tiny run's learning rates. DDP and sharding are compared with one process.
+    """
     arguments = ["--data", pictures, "--side", 16, "--steps", 60, "--batch-size", 16,
                  "--tokenizer", finished[0] / "tokenizer.pt"]
     for name, how in (("one", []), ("ddp", ["--gpus", 2]), ("shard", ["--gpus", 2, "--shard"])):
@@ -69,8 +73,8 @@ def test_a_longer_curve_of_two_processes_is_that_of_one(pictures, finished, tmp_
 
 
 @pytest.mark.slow
-def test_compiled_it_trains_the_same(finished, pictures, tmp_path):
-    """Compiled blocks within all else that can be around them."""
+def test_compiled_blocks_train_the_same(finished, pictures, tmp_path):
+    """Broken if compiled blocks fail with one of the options that can be combined with them."""
     out, _ = finished
     train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, "--compile", "--gpus", 2,
           "--shard", "--recompute", "--tokenizer", out / "tokenizer.pt")
@@ -79,8 +83,8 @@ def test_compiled_it_trains_the_same(finished, pictures, tmp_path):
 
 @pytest.mark.slow
 def test_bfloat16_products_train_nearly_the_same(finished, pictures, tmp_path):
-    """By autocast in one process and by FSDP's own policy in two: within 1 % of the loss, and not
-    to the bit, or nothing was computed in bfloat16."""
+    """One process uses autocast, two use FSDP's own policy. The loss is equal within 1 %, but not
+    to the bit: otherwise nothing was computed in bfloat16."""
     out, _ = finished
     for name, how in (("one", []), ("two", ["--gpus", 2, "--shard"])):
         train(tmp_path / name, "--data", pictures, "--side", 16, *TINY, *how, "--precision",
@@ -92,7 +96,7 @@ def test_bfloat16_products_train_nearly_the_same(finished, pictures, tmp_path):
 
 @pytest.fixture
 def half_way(finished, tmp_path):
-    """The finished run as it was after step 5 of 6, with nothing newer to be read."""
+    """The finished run as it was after step 5 of 6, without newer checkpoints."""
     out = tmp_path / "half"
     shutil.copytree(finished[0], out)
     for name in ("model.pt", "best.pt"):
@@ -104,7 +108,7 @@ def half_way(finished, tmp_path):
 @pytest.mark.parametrize("how", [[], ["--gpus", 2, "--shard"]],
                          ids=lambda how: " ".join(map(str, how)) or "one")
 def test_a_checkpoint_of_one_process_goes_on_in_several(how, half_way, finished):
-    """Optimizer and average included: the next step's weights are those of the first run."""
+    """Broken if optimizer or average get lost: the next step's weights are the first run's."""
     train(half_way, "--resume", *how)
     a, b = weights(finished[0]), weights(half_way)
     assert a["step"] == b["step"] == 6 and same_weights(a, b, exactly=not how)
@@ -112,8 +116,8 @@ def test_a_checkpoint_of_one_process_goes_on_in_several(how, half_way, finished)
 
 @pytest.mark.slow
 def test_three_processes_go_on_to_the_bit(finished, tmp_path):
-    """Three, since the sum of two does not depend on their order: broken if a wrapper sums its
-    first step's gradients otherwise than later ones."""
+    """Broken if a wrapper sums the gradients of its first step in another order than later ones.
+    With two processes this would not show: the sum of two does not depend on their order."""
     out = tmp_path / "x"
     train(out, "--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size",
           9, "--steps", 6, "--save-every", 3, "--gpus", 3)
@@ -127,7 +131,7 @@ def test_three_processes_go_on_to_the_bit(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_sharded_checkpoint_goes_on_in_one_process(finished, pictures, tmp_path):
-    """And the finished run, started again as it was, has nothing to do but to draw its sheet."""
+    """Also, a finished run that is started again only draws its sheet of samples."""
     arguments = ["--data", pictures, "--side", 16, *TINY, "--tokenizer",
                  finished[0] / "tokenizer.pt"]
     train(tmp_path / "x", *arguments, "--gpus", 2, "--shard")
@@ -137,7 +141,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process(finished, pictures, tmp_pat
     assert "validation loss" in done.stdout and (tmp_path / "x" / "samples.png").exists()
     for name in ("model.pt", "best.pt"):
         (tmp_path / "x" / name).unlink()
-    train(tmp_path / "x", "--resume", "--shard")        # in one process, that is as without
+    train(tmp_path / "x", "--resume", "--shard")        # one process: same as without
     assert same_weights(whole, weights(tmp_path / "x"), exactly=False)
 
 
@@ -149,19 +153,19 @@ def test_resuming_takes_the_newest_that_can_be_read_and_says_what_it_skipped(dam
     done = train(half_way, "--resume")
     assert re.search(r"skipped: \S*/half/model.pt: not a readable checkpoint", done.stderr)
     assert same_weights(weights(finished[0]), weights(half_way))
-    assert (half_way / "model.damaged").exists()     # and not under a checkpoint's name
+    assert (half_way / "model.damaged").exists()     # not under a checkpoint's name
     assert weights(half_way, "model-00000005.pt")["step"] == 5
 
 
-def test_no_readable_checkpoint_is_a_mistake_and_no_new_start(half_way, mistake):
+def test_no_readable_checkpoint_is_an_error_and_no_new_start(half_way, mistake):
     (half_way / "model-00000005.pt").write_bytes(b"torn")
     said = mistake(train_mini, "--out", half_way, "--resume")
-    assert "nor can another checkpoint" in said
+    assert "no other checkpoint" in said
     assert (half_way / "model-00000005.pt").read_bytes() == b"torn"
 
 
-def test_kept_are_the_newest_and_the_best(tmp_path):
-    """Validation losses 3, 1, 2, 4: the best is the second, whatever is pruned."""
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    """With validation losses 3, 1, 2, 4 the second is the best, and pruning does not delete it."""
     former, best = None, float("inf")
     for step, loss in enumerate((3.0, 1.0, 2.0, 4.0), 1):
         checkpoint.save_run(tmp_path, 2, loss < best, former, step=step, best=min(best, loss))
@@ -172,24 +176,24 @@ def test_kept_are_the_newest_and_the_best(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "best.pt"}
 
 
-def test_linked_twice_nothing_else_is_left(tmp_path):
-    """As when a save failed after the former checkpoint had its second name, and the next begins
-    there."""
+def test_linking_twice_leaves_no_other_file(tmp_path):
+    """This happens if a save fails after the former checkpoint has got its second name. The next
+    save links it again."""
     checkpoint.save(tmp_path / "model.pt", "model", step=1)
     for _ in range(2):
-        checkpoint.also_as(tmp_path / "model.pt", tmp_path / "model-00000001.pt")
+        also_as(tmp_path / "model.pt", tmp_path / "model-00000001.pt")
     assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "model-00000001.pt"}
 
 
 def test_without_hard_links_files_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("not here")))
-    test_kept_are_the_newest_and_the_best(tmp_path)
+    test_the_newest_and_the_best_are_kept(tmp_path)
 
 
 @pytest.mark.parametrize("bad_steps", [{3}, {0, 1, 7}])
 def test_a_step_without_a_finite_gradient_changes_nothing(bad_steps):
-    """A NaN in a batch's loss: weights and optimizer stay as they were, to the bit, the step's norm
-    says so, and training goes on."""
+    """The loss of a batch is NaN. Weights and optimizer stay as they were, to the bit, the step's
+    gradient norm is not finite, and training continues."""
     model = tiny_model(dtype=torch.float32)
     average, config = training.average_of(model), TrainConfig(steps=9, batch_size=4, lr=1e-2)
     optimizer, step, before = training.make_optimizer(model, 0.05, config.betas), -1, []
@@ -212,18 +216,20 @@ def test_a_step_without_a_finite_gradient_changes_nothing(bad_steps):
 
 
 def test_a_run_says_which_steps_it_left_out_and_gives_up_when_all_are(finished, tmp_path):
-    """A learning rate that blows everything up ends in one line, with the checkpoint as it was."""
+    """A learning rate that makes training diverge ends in one line. The checkpoint stays as it was.
+    """
     data = ["--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size", 8,
             "--steps", 100, "--save-every", 1]
     done = train(tmp_path / "x", *data, "--lr", 1e30, code=2)
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1 and "no gradient of the last" in errors[0], done.stderr
-    assert "steps left out, their gradients were not finite" in done.stderr
+    assert "steps were skipped, because their gradients were not finite" in done.stderr
     assert all(w.isfinite().all() for w in weights(tmp_path / "x")["model"].values())
 
 
 def test_ids_of_another_run_are_taken_as_they_are(finished, mistake, tmp_path):
-    """By --data RUN; only with the tokenizer that made them; a damaged file is named."""
+    """--data RUN uses the run's ids, but only with the tokenizer that made them. A damaged file is
+    named."""
     out, _ = finished
     tokenizer = ["--tokenizer", out / "tokenizer.pt"]
     train(tmp_path / "x", "--data", out, *tokenizer, "--steps", 2, "--batch-size", 8)
@@ -234,51 +240,52 @@ def test_ids_of_another_run_are_taken_as_they_are(finished, mistake, tmp_path):
     with torch.no_grad():
         other.codebook.rows[0] += 0.1
     checkpoint.save_tokenizer(tmp_path / "other.pt", other)
-    assert "other.pt: must be the one that the ids in" in mistake(
+    assert "other.pt: must be the one that encoded the ids" in mistake(
         train_mini, "--data", out, "--tokenizer", tmp_path / "other.pt")
     shutil.copytree(out / "ids", tmp_path / "ids")
     with open(tmp_path / "ids" / "train.npy", "r+b") as file:
         file.seek(300), file.write(b"\xff")
-    assert "train.npy: not as it was written" in mistake(
+    assert "train.npy: has changed since it was written" in mistake(
         train_mini, "--data", tmp_path / "ids", *tokenizer)
     assert not (tmp_path / "runs").exists()
 
 
 def test_one_process_at_a_time_is_at_work_in_a_folder(half_way, mistake):
-    """A job that is sent again while its first life still saves."""
+    """A job is submitted again while the first one is still saving."""
     import fcntl
     before = (half_way / "model-00000005.pt").read_bytes()
     with open(half_way / "config.json") as config:
         fcntl.flock(config, fcntl.LOCK_EX)
         said = mistake(train_mini, "--out", half_way, "--resume")
-    assert f"--out {half_way}: another process is at work there" in said
+    assert f"--out {half_way}: another process is using it" in said
     assert (half_way / "model-00000005.pt").read_bytes() == before
 
 
 @pytest.mark.slow
 def test_a_job_that_is_sent_again_needs_no_other_command(finished, mistake, tmp_path):
-    """--resume with what to train on begins where nothing is, and goes on where something is; by
-    itself it wants a run."""
+    """--resume with data begins a new run if there is none, and continues a run if there is one.
+    Without data it needs a run."""
     data = ["--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size", 8,
             "--steps", 2, "--resume"]
     train(tmp_path / "x", *data)
     first = weights(tmp_path / "x")
     train(tmp_path / "x", *data)
     assert same_weights(first, weights(tmp_path / "x"))
-    assert "no run to go on with" in mistake(train_mini, "--resume", "--out", tmp_path / "y")
+    assert "no run to resume" in mistake(train_mini, "--resume", "--out", tmp_path / "y")
 
 
 def test_damaged_ids_of_a_run_are_made_anew(finished, half_way):
     before = (half_way / "ids" / "train.npy").read_bytes()
     (half_way / "ids" / "train.npy").write_bytes(before[:-2])
     done = train(half_way, "--resume")
-    assert re.search("train.npy: not as it was written.*making the ids anew", done.stderr)
+    assert re.search("train.npy: has changed since it was written.*encoding the pictures again",
+                     done.stderr)
     assert (half_way / "ids" / "train.npy").read_bytes() == before
     assert same_weights(weights(finished[0]), weights(half_way))
 
 
 def test_with_its_ids_a_run_goes_on_without_the_pictures(half_way, finished):
-    """Encoded once: a lab may move the pictures away."""
+    """The pictures are encoded once: a lab may then move them away."""
     path = half_way / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "/no/such/folder"}))
     train(half_way, "--resume")
@@ -286,7 +293,7 @@ def test_with_its_ids_a_run_goes_on_without_the_pictures(half_way, finished):
 
 
 def test_extracted_ids_are_trained_on(finished, tmp_path):
-    """A folder of CLASS_INDEX/NAME.npy, one of its files torn."""
+    """They are in a folder of CLASS_INDEX/NAME.npy. One of its files is damaged."""
     tokens = np.random.default_rng(0).integers(0, 256, (40, 1, 2, 16))
     for i, ids in enumerate(tokens):
         (tmp_path / "x" / str(i % 4)).mkdir(parents=True, exist_ok=True)
@@ -307,7 +314,7 @@ def test_ten_views_are_encoded(finished, pictures, tmp_path):
 
 
 def bad_folders(root) -> dict[str, str]:
-    """Folders of data that will not do, and what is said of each."""
+    """Unusable folders of data, and a part of the message for each."""
     def folder(name, **files):
         for file, content in files.items():
             path = root / name / file.replace("__", "/")
@@ -336,9 +343,9 @@ def bad_folders(root) -> dict[str, str]:
         folder("torn", **{f"cat__{i}.png": b"\x89PNG" for i in range(9)}): "no readable picture",
         folder("split", **{"train__a__1.png": picture, "train__a__2.png": picture,
                            "val__b__1.png": picture}): "val has no pictures in folders named",
-        "tall": "15 ids to a picture, which is no square", "large": "no ids of this tokenizer",
+        "tall": "a picture has 15 ids, which is not a square", "large": "no ids of this tokenizer",
         "nolabel": "no file of one class number",
-        folder("ids", **{"train.json": b"{}", "train.npy": b""}): "does not vouch",
+        folder("ids", **{"train.json": b"{}", "train.npy": b""}): "does not describe",
     }
 
 
@@ -350,9 +357,9 @@ def io_png() -> bytes:
 
 
 def test_bad_folders_end_in_one_line_and_leave_no_run(finished, tmp_path):
-    """In this process, for speed: `begin` is where a run meets its data."""
-    from arpg_mini.config import describe_run
-    from arpg_mini.runs import begin
+    """This calls `begin`, where a run opens its data, in this process: that is faster."""
+    from arpg_mini.run.describe import describe_run
+    from arpg_mini.run.prepare import begin
     for name, says in bad_folders(tmp_path).items():
         options = train_mini.parse(["--data", str(tmp_path / name), "--side", "16", "--out",
                          str(tmp_path / "out"), "--tokenizer",
@@ -363,34 +370,34 @@ def test_bad_folders_end_in_one_line_and_leave_no_run(finished, tmp_path):
         assert "\n" not in str(mistake.value) and not (tmp_path / "out").exists()
 
 
-def test_a_mistake_in_several_processes_is_said_once(tmp_path):
+def test_a_mistake_in_several_processes_is_reported_once(tmp_path):
     done = train(tmp_path / "x", "--data", tmp_path / "none", "--gpus", 2, code=2)
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr, done.stderr
 
 
 def limited():
-    """Files of this process end at 3 MB: a disk that is full, for any user and anywhere."""
+    """Limit this process's files to 3 MB. This acts like a full disk, for any user, anywhere."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(finished, tmp_path):
-    """The model takes more than 3 MB: with the limit no save succeeds, which is said; training goes
-    on to its end, which must be saved and so is a mistake; then, with room, it goes on from what
-    was there."""
+    """The model takes more than 3 MB, so no save succeeds under the limit. The run reports this and
+    keeps training. The last save must succeed, so the run ends with an error. Later, with enough
+    space, the run continues from the checkpoint that was there."""
     data = ["--data", finished[0], "--tokenizer", finished[0] / "tokenizer.pt", "--batch-size", 8,
             "--save-every", 2]
     out = tmp_path / "x"
     train(out, *data, "--steps", 6)
     whole = weights(out)
     for name in ("model.pt", "best.pt"):
-        (out / name).unlink()                   # as killed after step 4
+        (out / name).unlink()                   # as if killed after step 4
     before = (out / "model-00000004.pt").read_bytes()
     again = tmp_path / "again"
     shutil.copytree(out, again)
     done = train(again, "--resume", "--save-every", 1, preexec_fn=limited, code=2)
     errors = [line for line in done.stderr.splitlines() if "can't be written" in line]
-    assert "going on, the newest checkpoint is of step 4" in errors[0], done.stderr
+    assert "training continues, the newest checkpoint is of step 4" in errors[0], done.stderr
     assert re.search(r"error: \S*model.pt: can't be written", errors[-1])
     assert "Traceback" not in done.stderr and not list(again.glob("*.part"))
     assert weights(again)["step"] == 4
@@ -399,7 +406,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(finished, tmp_path
     assert same_weights(whole, weights(again))
 
 
-def test_tensorboard_that_is_not_there_is_said_first(mistake, tmp_path, monkeypatch):
+def test_missing_tensorboard_is_reported_first(mistake, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "--tensorboard: needs that package" in mistake(train_mini, "--tensorboard")
     assert not list(tmp_path.iterdir())
@@ -420,8 +427,8 @@ def wait_for_rows(process, log, rows=2):
 @pytest.mark.parametrize("number", [
     signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_terminal_and_a_schedulers_warning_save_and_end(number, finished, tmp_path):
-    """Ctrl-C reaches every process, and the first hands it on: twice is once. USR1 comes before a
-    time limit."""
+    """Ctrl-C reaches every process, and the first one passes it on too: two signals count as one.
+    A scheduler sends USR1 before its time limit."""
     process = start(tmp_path / "x", "--data", finished[0], "--tokenizer",
                     finished[0] / "tokenizer.pt", "--batch-size", 8, "--steps", 20_000, "--gpus", 2,
                     "--save-every", 20_000)
@@ -437,7 +444,7 @@ def test_ctrl_c_in_a_terminal_and_a_schedulers_warning_save_and_end(number, fini
     assert 0 < step < 20_000 and f"after step {step}," in said
 
 
-def test_under_torchrun_the_processes_are_its_own(finished, tmp_path):
+def test_torchrun_can_start_the_processes(finished, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
          str(ROOT / "train_mini.py"), "--device", "cpu", "--out", str(tmp_path / "x"), "--data",
@@ -448,18 +455,18 @@ def test_under_torchrun_the_processes_are_its_own(finished, tmp_path):
 
 
 def test_the_step_after_loading_is_the_step_before_saving(tmp_path):
-    """State through a file, one process: model, average and every number of the optimizer."""
+    """One process saves and loads its state: model, average and every number of the optimizer."""
     config = TrainConfig(steps=8, batch_size=4, lr=1e-2)
 
     def go(model, start, stop, saved=None):
         average = training.average_of(model)
         optimizer = training.make_optimizer(model, 0.05, config.betas)
         if saved:
-            distributed.load_state(saved, model, average, optimizer)
+            processes.load_state(saved, model, average, optimizer)
         steps = training.train_arpg(model, model, average, FakeIds(), config, 3, optimizer, start)
         for _ in range(start, stop):
             next(steps)
-        return distributed.whole_state(model, average, optimizer)
+        return processes.whole_state(model, average, optimizer)
 
     end = go(tiny_model(dropout=0.2), 0, 8)
     checkpoint.save(tmp_path / "m.pt", "model", **go(tiny_model(dropout=0.2), 0, 5))

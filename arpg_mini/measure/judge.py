@@ -1,8 +1,7 @@
 """Judges that need no download: exact scores of shapes, and a small classifier.
 
-The one idea: the built-in pictures are drawn from known classes and colours, so a small classifier
-can read the one and a count of palette pixels the other, on generated pictures as on real ones. The
-classifier's features also serve where Inception's would: see `evaluation.py`.
+The one idea: the built-in pictures have known classes and colours. So a small classifier can read
+the class of a generated picture, and a count of palette pixels its colour.
 """
 
 from pathlib import Path
@@ -13,19 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import checkpoint
-from .config import UserError
-from .data import COLOURS, GROUNDS, fashion_pictures, shapes
-from .images import to_uint8
-from .training import to_device
+from .. import UserError
+from ..data.builtin import COLOURS, GROUNDS, fashion_pictures, shapes
+from ..data.images import to_uint8
+from ..run import checkpoint
+from ..tokenizer import to_device
 
 
 def palette_counts(images: np.ndarray, tolerance: float = 60.0) -> np.ndarray:
-    """Pixels near each palette entry: (n, height, width, 3) uint8 -> (n, colours + grounds).
-
-    Near is within `tolerance` (Euclidean, of 0..255). Any two entries are further apart than twice
-    that, so no pixel counts twice; blends at edges count nowhere.
-    """
+    """Pixels near each palette entry: (n, height, width, 3) uint8 -> (n, colours + grounds). Near
+    means a Euclidean distance (in 0..255) below `tolerance`. Two entries are at least twice as far
+    apart, so no pixel counts twice. Blended pixels at edges do not count."""
     palette, counts = np.concatenate([COLOURS, GROUNDS]), []
     for image in images:
         apart = np.linalg.norm(image.reshape(-1, 1, 3).astype(np.float32) - palette, axis=-1)
@@ -36,8 +33,8 @@ def palette_counts(images: np.ndarray, tolerance: float = 60.0) -> np.ndarray:
 def colour_coherence(images: np.ndarray) -> np.ndarray:
     """(n,) bool: is the foreground one palette colour, on one ground?
 
-    True if half of all pixels are near the palette and at least 8 of them are of a colour, 90 % of
-    those of the same one, and 95 % of the ground's pixels of the same ground.
+    True if at least half of all pixels are near the palette, at least 8 pixels have a colour, 90 %
+    of those have the same colour, and 95 % of the ground's pixels have the same ground.
     """
     counts = palette_counts(images)
     clear = counts.sum(1) >= 0.5 * images.shape[1] * images.shape[2]
@@ -69,7 +66,7 @@ class Classifier(nn.Sequential):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(n, 3, side, side) uint8 -> (n, 128): what the last layer decides by."""
+        """(n, 3, side, side) uint8 -> (n, 128): the inputs of the last layer."""
         x = images.float() / 127.5 - 1
         for layer in list(self)[:-1]:
             x = layer(x)
@@ -78,10 +75,10 @@ class Classifier(nn.Sequential):
 
 def train_classifier(images: np.ndarray, labels: np.ndarray, steps: int = 600, seed: int = 0,
                      blemish: float = 0.1, cell: int = 4) -> Classifier:
-    """A classifier of the data's own pictures; about ten seconds on two CPU cores.
+    """Train a classifier on the data's own pictures; about ten seconds on two CPU cores.
 
-    In each training picture every cell of `cell` pixels a side comes from another picture with odds
-    `blemish`: a judge that never saw a blemish calls a square with a dent whatever it likes.
+    In each training picture, every cell of `cell` pixels per side is replaced by another picture's
+    with probability `blemish`. Without this, the judge reads a square with a dent as anything.
     """
     torch.manual_seed(seed)
     rng, side = np.random.default_rng(seed), images.shape[1]
@@ -100,15 +97,12 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, steps: int = 600, s
 
 
 def shapes_classifier() -> Classifier:
-    """The judge of shapes: trained on pictures of a seed that no run trains on."""
+    """The judge of shapes, trained on pictures of a seed that no run trains on."""
     return train_classifier(*shapes(8000, seed=1_000_003))
 
 
 def load_judge(name: str, path: Path) -> Classifier:
-    """The judge of "shapes" or "fashion-mnist" in a file; trained and put there if there is none.
-
-    Fashion-MNIST's learns the 60,000 training pictures in 1,500 steps of 128.
-    """
+    """The judge of "shapes" or "fashion-mnist" in a file; trained and saved if there is none."""
     if path.exists():
         judge = Classifier(10)
         checkpoint.fill(judge, checkpoint.load(path, f"judge of {name}").get("judge", {}), path)
@@ -127,7 +121,7 @@ def load_judge(name: str, path: Path) -> Classifier:
 
 
 def shapes_scores(images: np.ndarray, labels: np.ndarray, judge: Classifier) -> dict[str, float]:
-    """Shares in [0, 1]: class accuracy and colour coherence of pictures asked for as `labels`."""
+    """Shares in [0, 1]: class accuracy and colour coherence of pictures drawn as `labels`."""
     return {"class accuracy": float((judge.predict(images) == labels).mean()),
             "colour coherence": float(colour_coherence(images).mean())}
 
@@ -140,8 +134,8 @@ def psnr(images: Tensor, others: Tensor) -> float:
 
 def tokenizer_scores(tokenizer, images: np.ndarray, labels: np.ndarray,
                      judge: Classifier) -> dict[str, float]:
-    """On held-out shapes: the share of the codebook in use, PSNR in dB, and how often class and
-    colour are still read right after encoding and decoding."""
+    """On held-out shapes: the share of the codebook in use, the PSNR in dB, and how often class and
+    colour are still right after encoding and decoding."""
     inputs = to_device(images, next(tokenizer.parameters()).device)
     ids = torch.cat([tokenizer.encode(batch) for batch in inputs.split(250)])
     outputs = torch.cat([tokenizer.decode(batch) for batch in ids.split(250)])

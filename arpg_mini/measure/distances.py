@@ -1,8 +1,7 @@
-"""How far apart are two sets of pictures, given a vector of features for each?
+"""Distances between two sets of pictures, given a vector of features for each picture.
 
-The one idea: two sets are alike if their features are distributed alike. The Fréchet distance
-compares mean and covariance, precision and recall compare neighbourhoods. Nothing here knows where
-the features come from: see `evaluation.py`.
+The one idea: two sets are alike if their features have the same distribution. The Fréchet distance
+compares means and covariances; precision and recall compare neighbourhoods.
 """
 
 import torch
@@ -19,17 +18,17 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def root(covariance: Tensor) -> Tensor:
-    """The square root of a symmetric matrix; eigenvalues below zero are rounding, and are zero."""
+    """The square root of a symmetric matrix; negative eigenvalues are rounding errors, set to 0."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor,
                      other_covariance: Tensor) -> float:
-    """|m - m'|² + tr(C + C' - 2 (C C')^½): how far apart two normal distributions are.
+    """|m - m'|² + tr(C + C' - 2 (C C')^½): the distance between two normal distributions, float64.
 
-    The last trace is the sum of the singular values of C^½ C'^½, which needs no root of a matrix
-    that is not symmetric, and stays exact where covariances are singular. Float64.
+    The last trace is computed as the sum of the singular values of C^½ C'^½. So no square root of
+    an asymmetric matrix is needed, and the result is exact for singular covariances.
     """
     cross = torch.linalg.svdvals(root(covariance) @ root(other_covariance)).sum()
     distance = ((mean - other_mean).square().sum()
@@ -38,10 +37,9 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor,
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp(mean KL(p(class|image) ‖ p(class))): mean and standard deviation over `splits` parts
-    (fewer if there are fewer pictures).
+    """exp(mean KL(p(class|image) ‖ p(class))): mean and standard deviation over `splits` parts.
 
-    probabilities: (n, classes), in the order the pictures were made.
+    probabilities: (n, classes), in the order in which the pictures were drawn.
     """
     scores = []
     for part in probabilities.double().tensor_split(min(splits, len(probabilities))):
@@ -51,18 +49,16 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
 
 
 def within(features: Tensor, others: Tensor, radii: Tensor, rows: int = 1000) -> float:
-    """The share of `features` (n, d) that lie in a ball around any of `others` (m, d), (m,)."""
+    """The share of `features` (n, d) in a ball of `radii` (m,) around one of `others` (m, d)."""
     inside = [(torch.cdist(part, others) <= radii).any(1) for part in features.split(rows)]
     return torch.cat(inside).double().mean().item()
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3,
                      rows: int = 1000) -> tuple[float, float]:
-    """Shares of fake pictures near real ones, and of real near fake (Kynkäänniemi et al. 2019).
-
-    Near: no further than that one's k-th nearest neighbour in its own set.
-    """
-    centre = real.mean(0)                            # distances of large numbers would lose digits
+    """The share of fake pictures near a real one, and of real pictures near a fake one: not further
+    than that one's k-th nearest neighbour in its own set (Kynkäänniemi et al. 2019)."""
+    centre = real.mean(0)                            # distances between large numbers lose digits
     real, fake = real - centre, fake - centre
 
     def radii(features: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Decoding faster: compiled blocks, and on a GPU whole decodes recorded as CUDA graphs.
+"""Faster decoding: compiled blocks, and on a GPU whole decodes recorded as CUDA graphs.
 
-The one idea: all shapes of a decode are known before it starts, and nothing in it waits for the
-device. So its steps can be recorded, one graph each, and replayed for the next batch, which costs
-the CPU one launch a step in place of one for each operation. Blocks are compiled for sizes that
-vary: what differs between steps is how many tokens are read, cached and asked for.
+The one idea: all shapes of a decode are known before it starts, and it never waits for the device.
+So its steps can be recorded, one graph each, and replayed for the next batch. The CPU then launches
+one graph per step, and not one kernel per operation.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,46 +11,46 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from .config import UserError
-from .decoding import Plan, Settings, run_steps
-from .model import ARPG
+from .. import UserError
+from ..decoding import Plan, run_steps
+from ..model import ARPG
+from ..sampling import Settings
 
-# Settings that a plan has taken in: the steps do not look at them.
+# Settings that are already in the plan: the steps do not read them.
 PLANNED = {"steps", "schedule", "orders", "known", "grid", "positions", "control", "against"}
 
 
 def compile_blocks(model: ARPG, **options) -> None:
     """Compile the model's blocks, once for steps of all sizes and for all layers.
 
-    To PyTorch's compiler a size of 1 (a batch, a step, a cache that holds the class alone) and a
-    mask are cases of their own: some ten compilations in a first decode, none in later ones like
-    it. Rounding may differ from what blocks compute that are not compiled.
+    PyTorch's compiler treats a size of 1 (a batch, a step, a cache that holds only the class) and a
+    mask as special cases. So a first decode compiles about ten times, and later ones do not.
     """
     config = torch._dynamo.config
-    config.recompile_limit = max(64, config.recompile_limit)    # over all layers; 8 by default
-    config.specialize_float = True              # or rates and epsilons would be read from tensors
+    config.recompile_limit = max(64, config.recompile_limit)    # over all layers; the default is 8
+    config.specialize_float = True              # otherwise rates and epsilons are read from tensors
     for block in [*model.content, *model.query]:
         block.compile(dynamic=True, **options)
 
 
 def cuda_graph(work: Callable[[], object], earlier: list) -> torch.cuda.CUDAGraph:
-    """What `work` would do on the device, to be replayed after the `earlier` graphs: one after the
-    other, they share memory."""
+    """Record what `work` does on the device. The graph is replayed after the `earlier` graphs and
+    shares their memory."""
     graph = torch.cuda.CUDAGraph()
     pool = earlier[0].pool() if earlier else None
-    # Only this thread must do nothing that can't be recorded; NCCL's, say, may.
+    # Only this thread must avoid what can't be recorded. Others (NCCL's, for example) may do it.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         work()
     return graph
 
 
 class Recording:
-    """A decode's steps as graphs, which read and write the tensors of a plan of their own."""
+    """The steps of a decode as graphs, which read and write the tensors of their own plan."""
 
     def __init__(self, model: ARPG, plan: Plan, how: Settings, graph=cuda_graph):
         self.plan = Plan(*(v.clone() if isinstance(v, Tensor) else v for v in plan))
-        # Kept where it stops: its variables are the memory through which one graph, the cache
-        # above all, hands on to the next.
+        # The generator is kept, because its variables (the cache above all) are the memory that
+        # one graph leaves to the next.
         self.steps = run_steps(model, self.plan, how)
         self.graphs: list = []
         for _ in plan.sizes:
@@ -59,7 +58,7 @@ class Recording:
         self.busy = False
 
     def run(self, plan: Plan) -> Iterator[Tensor]:
-        """As `run_steps`, for a plan of the same shapes."""
+        """The same as `run_steps`, for a plan of the same shapes."""
         self.busy = True
         try:
             for own, given in zip(self.plan, plan):
@@ -67,22 +66,22 @@ class Recording:
                     own.copy_(given)
             for graph in self.graphs:
                 graph.replay()
-                yield plan.ids.copy_(self.plan.ids)     # the next decode may not overwrite them
+                yield plan.ids.copy_(self.plan.ids)     # the next decode overwrites the source
         finally:
             self.busy = False
 
 
 class Recorder:
-    """`run_steps` for a model that decodes the same shapes again and again.
+    """`run_steps` for a model that decodes the same shapes many times.
 
-    The first decode of its shapes and settings runs as usual, to its end: what is to be compiled or
-    set up then is. The second is recorded, and it and all that follow are replayed. One recording
-    is kept, until a decode is another, or weights have moved; new values in them are seen.
+    The first decode of given shapes and settings runs as usual, so that everything is compiled. The
+    second is recorded, and then it and all later ones are replayed. One recording is kept, until a
+    decode has other shapes or settings or the weights are elsewhere in memory.
     """
 
     def __init__(self, graph=cuda_graph):
         self.graph = graph
-        self.key: tuple | None = None                   # of the decode that ran last
+        self.key: tuple | None = None                   # of the last decode
         self.recording: Recording | None = None
 
     def __call__(self, model: ARPG, plan: Plan, how: Settings) -> Iterator[Tensor]:
@@ -90,14 +89,14 @@ class Recorder:
                [isinstance(v, Tensor) and (v.shape, v.dtype, v.device) for v in plan],
                [getattr(how, f.name) for f in fields(how) if f.name not in PLANNED],
                [(p.data_ptr(), p.dtype) for p in model.parameters()])
-        # Autocast keeps copies of the weights only as long as it is on.
+        # Nothing is recorded under autocast: its copies of weights last only while it is on.
         if not plan.sizes or torch.is_autocast_enabled(plan.ids.device.type):
             yield from run_steps(model, plan, how)
         elif key != self.key:
-            self.key = self.recording = None            # which may hold the memory that is needed
+            self.key = self.recording = None            # it may hold memory that is needed
             yield from run_steps(model, plan, how)
             self.key, self.recording = key, None
-        elif self.recording and self.recording.busy:    # one memory can't serve two at a time
+        elif self.recording and self.recording.busy:    # two decodes can't use the same memory
             yield from run_steps(model, plan, how)
         else:
             self.recording = self.recording or Recording(model, plan, how, self.graph)
@@ -105,14 +104,12 @@ class Recorder:
 
 
 def speed_up(model: ARPG, device: torch.device) -> None:
-    """What `--compile` means for decoding: compiled blocks and, on CUDA, graphs.
-
-    UserError if nothing can be compiled here.
-    """
+    """`--compile` for decoding: compiled blocks and, on CUDA, graphs. UserError if PyTorch can't
+    compile on this machine."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:                  # no compiler, no Triton, a Python too new, …
-        raise UserError(f"--compile: PyTorch can compile nothing here "
+        raise UserError(f"--compile: PyTorch can't compile on this machine "
                         f"({str(error).strip().splitlines()[0]})") from None
     compile_blocks(model)
     if device.type == "cuda":

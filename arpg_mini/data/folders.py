@@ -1,7 +1,7 @@
-"""Folders of class folders: anybody's pictures, in any size, mode and state.
+"""Folders of class folders: pictures of any size and mode, some of them damaged.
 
-The one idea: a file is read when it is needed, and what can't be read is named and left out. One
-bad file out of a million must not end a run.
+The one idea: a file is read when it is needed. A file that can't be read is reported by name and
+skipped. One bad file out of a million must not end a run.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .config import UserError
-from .data import Pictures
+from .. import UserError
+from .builtin import Pictures
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def plain_picture(image: Image.Image, ground: str = "white") -> Image.Image:
-    """Any picture -> RGB: turned by its EXIF mark, flattened onto a ground."""
+    """Any picture -> RGB: rotated as its EXIF data says, and flattened onto a ground."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":          # 16 bits or more a pixel
+    if image.mode.startswith("I") or image.mode == "F":          # 16 bits or more per pixel
         deep = np.asarray(image, np.float32)
         top = 65535 if image.mode.startswith("I") else max(float(deep.max()), 1e-9)
         image = Image.fromarray((deep / top * 255).clip(0, 255).astype(np.uint8))
@@ -35,23 +35,23 @@ def plain_picture(image: Image.Image, ground: str = "white") -> Image.Image:
 
 
 def fit_picture(image: Image.Image, side: int) -> np.ndarray:
-    """Any picture -> (side, side, 3) uint8: plain, scaled so that the shorter side fits, and cut
-    from the centre (as in ADM's preprocessing: halve by boxes while twice too large, then one
-    bicubic step)."""
+    """Any picture -> (side, side, 3) uint8: RGB, scaled so that the shorter side fits, and cropped
+    at the centre. As in ADM's preprocessing, it is halved by box filters while it is twice too
+    large, and then scaled once by a bicubic filter."""
     image = plain_picture(image)
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
     width, height = (max(side, round(s * scale)) for s in image.size)
     left, top = (width - side) // 2, (height - side) // 2
-    # Only what is kept gets scaled: a strip of one pixel's width would grow to millions of rows.
+    # Only the crop is scaled: a strip one pixel wide would grow to millions of rows.
     box = (left / scale, top / scale, min(image.width, (left + side) / scale),
            min(image.height, (top + side) / scale))
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 class FileSource(Pictures):
-    """Items in files below `root`, read when asked; what can't be read is named in `bad`."""
+    """Items in files below `root`, read when needed. `bad` names those that can't be read."""
 
     def __init__(self, files: "Listing", root: Path, labels: Sequence[int],
                  classes: Sequence[str], kind: str):
@@ -65,7 +65,7 @@ class FileSource(Pictures):
         return str(self.root / self.files[index])
 
     def read(self, path: Path, side: int) -> np.ndarray:
-        """The item in a file, by each kind of source; what it raises says why there is none."""
+        """The item in a file. Each kind of source defines it. An exception says why it has none."""
 
     def load_one(self, index: int, side: int) -> np.ndarray | None:
         try:
@@ -107,9 +107,9 @@ Listing = list[Listed]
 
 
 def list_files(folder: Path, classes: list[str], suffixes: set[str]) -> Listing:
-    """All files with one of the suffixes in a folder's class folders, at any depth, class by class
-    and by name; sixteen classes at a time, each entry looked at once, since there may be millions
-    on a slow disk. UserError names a folder that may not be read."""
+    """All files with one of the suffixes in a folder's class folders, at any depth, sorted by class
+    and name. There may be millions on a slow disk, so it lists sixteen classes at a time and looks
+    at each entry once. UserError names a folder that can't be read."""
     def walk(place: str) -> list[os.DirEntry]:
         with os.scandir(place) as entries:
             found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
@@ -134,11 +134,12 @@ def list_files(folder: Path, classes: list[str], suffixes: set[str]) -> Listing:
 
 
 def class_folders(root: Path, suffixes: set[str]) -> tuple[list[str], list[tuple[Path, Listing]]]:
-    """The class names, and (folder, files) twice: to train on, and held out.
+    """The class names, and (folder, files) twice: first to train on, then held out.
 
-    Held out is `val` beside `train` (`root` holds both, or is the latter), if its class folders
-    are named alike; else every file whose path's checksum falls on 1 in 20 (1 in 200 from 200,000
-    files on), so that adding files moves no other, and at least one.
+    If `root` holds `train` and `val`, or is a `train` with `val` next to it, and both have the same
+    class names, `val` is held out. Otherwise a checksum of its path decides whether a file is held
+    out: 1 file in 20 is (1 in 200 from 200,000 files on), and at least one. So a new file changes
+    nothing for the other files.
     """
     if not root.is_dir():
         raise UserError(f"--data {root}: no such folder (nor 'shapes' or 'fashion-mnist')")

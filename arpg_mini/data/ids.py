@@ -1,10 +1,9 @@
-"""Files of ids: pictures encoded once, or ids that others extracted; all that ARPG ever reads.
+"""Files of ids: pictures encoded once, or ids that others extracted. ARPG reads only these.
 
-The one idea: work in parts. The pictures are cut into parts of a fixed size, any process may encode
-any part, and a finished part is a file of its own with a mark of all it was made of. So a killed
-run loses the parts in work and nothing else, and the next may have another number of processes.
-When all parts are there they are put together into one array, and a small JSON file, written last,
-vouches for it: what it was made of, the checksums, and what had to be left out.
+The one idea: work in parts. Any process may encode any part of the pictures. A finished part is a
+file of its own, with a mark of everything it was made of. So a killed run loses only its unfinished
+parts. Finally all parts are joined into one array. A small JSON file, written last, describes it:
+what it was made of, its checksums, and which pictures were left out.
 """
 
 import hashlib
@@ -16,21 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import write_whole
-from .config import UserError
-from .data import Pictures
+from .. import UserError
+from .builtin import Pictures
+from .files import digest, write_whole
 from .folders import FileSource, Listing, class_folders
 
-PART = 256                                      # pictures to a part
-MARGIN = 1.1                                    # shorter side of a ten-crop's picture, in sides
+PART = 256                                      # pictures per part
+MARGIN = 1.1                                    # shorter side of a picture for ten-crop, in sides
 
 
 def crops(images: np.ndarray, views: str, side: int) -> list[np.ndarray]:
-    """(n, s, s, 3) pictures -> their views, each (n, side, side, 3).
-
-    "center": themselves. "center-flip": and their mirror images. "ten-crop": of larger pictures
-    the four corners and the centre, and their mirror images (the paper's, after LlamaGen).
-    """
+    """(n, s, s, 3) pictures -> their views, each (n, side, side, 3). "center": the pictures.
+    "center-flip": also their mirror images. "ten-crop", as in the paper: the four corners and the
+    centre of larger pictures, and their mirror images."""
     far = images.shape[1] - side
     corners = [(0, 0), (0, far), (far, 0), (far, far)] if views == "ten-crop" else []
     cut = [images[:, y:y + side, x:x + side] for y, x in [*corners, (far // 2, far // 2)]]
@@ -49,10 +46,8 @@ class Ids:
 
 
 class IdFiles(FileSource):
-    """Extracted ids, a file a picture: (views, N) or (1, views, N) whole numbers below `vocab`.
-
-    All must have the views and tokens of the first that can be read.
-    """
+    """Extracted ids, one file per picture: (views, N) or (1, views, N) whole numbers below `vocab`,
+    with as many views and tokens as the first readable file."""
 
     def __init__(self, files: Listing, root: Path, labels: Sequence[int], classes: Sequence[str],
                  vocab: int):
@@ -79,7 +74,7 @@ class IdFiles(FileSource):
 
 
 def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
-    """Training and held-out ids of a folder that somebody extracted, or None if it is no such one.
+    """Training and held-out ids of a folder of extracted ids, or None for another kind of folder.
 
     Two layouts: `CLASS_INDEX/NAME.npy` (below `train` and `val`, or held out by checksum), and
     `codes/N.npy` with the class of each in `labels/N.npy`.
@@ -108,7 +103,7 @@ def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
 
 
 def read_label(path: Path) -> int:
-    """The class in a file of one whole number."""
+    """The class in a file that holds one whole number."""
     try:
         label = np.load(path, allow_pickle=False)
         if label.dtype.kind not in "iu" or label.size != 1 or not 0 <= label.item() < 65536:
@@ -118,28 +113,19 @@ def read_label(path: Path) -> int:
         raise UserError(f"{path}: no file of one class number ({error})") from None
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            sha256.update(block)
-    return sha256.hexdigest()
-
-
-def vouched(stem: Path) -> dict:
-    """What vouches for the files of ids at `stem`, once they are found as it says. UserError names
-    the file that is missing or not as it was when it was written."""
-    voucher = stem.with_suffix(".json")
+def verified(stem: Path) -> dict:
+    """The description of the files of ids at `stem`, after their checksums are verified. UserError
+    names a file that is missing or has changed since it was written."""
+    about = stem.with_suffix(".json")
     try:
-        said = json.loads(voucher.read_text())
+        said = json.loads(about.read_text())
         for suffix in (".npy", ".labels.npy"):
             if digest(stem.with_suffix(suffix)) != said["sha256"][suffix]:
-                raise UserError(f"{stem.with_suffix(suffix)}: not as it was written (its checksum "
-                                f"is not that in {voucher.name})")
+                raise UserError(f"{stem.with_suffix(suffix)}: has changed since it was written "
+                                f"(its checksum is not the one in {about.name})")
         return said
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{voucher}: does not vouch for files of ids "
+        raise UserError(f"{about}: does not describe files of ids "
                         f"({type(error).__name__}: {error})") from None
 
 
@@ -148,21 +134,21 @@ def part_file(stem: Path, part: int) -> Path:
 
 
 def read_part(path: Path, mark: str) -> dict[str, np.ndarray] | None:
-    """A finished part that was made of what `mark` says, or None."""
+    """A finished part if it was made of what `mark` says, otherwise None."""
     try:
         with np.load(path) as file:
-            content = {name: file[name] for name in file}    # reads all: checks the archive's sums
+            content = {name: file[name] for name in file}    # checks the zip's checksums
         return content if content["mark"] == mark else None
-    except Exception:                                        # a cut or foreign file is no part
+    except Exception:                          # a truncated or foreign file is not a part
         return None
 
 
 def encode_parts(source: Pictures, load: Callable, encode: Callable, stem: Path, made_of: dict,
                  rank: int = 0, world: int = 1) -> Iterator[float]:
-    """Encode this process's share of the parts that are not there yet; yields the share done.
+    """Encode this process's share of the missing parts. It yields the share of them that is done.
 
     load(indices) -> usable indices and their items. encode(items) -> (n, views, N) ids.
-    The next part is loaded while one is encoded.
+    While one part is encoded, the next one is loaded.
     """
     mark = mark_of(made_of)
     stem.with_suffix(".parts").mkdir(parents=True, exist_ok=True)
@@ -187,13 +173,13 @@ def mark_of(made_of: dict) -> str:
 
 
 def put_together(source: Pictures, stem: Path, made_of: dict) -> dict:
-    """One array of all parts, and the file that vouches for it, which is returned."""
+    """Join all parts into one array and write its description, which is returned."""
     paths = [part_file(stem, p) for p in range(-(-len(source) // PART))]
     heads, kept, bad = [], [], {}
     for path in paths:
         part = read_part(path, mark_of(made_of))
         if part is None:
-            raise UserError(f"{path}: this part is not there or can't be read; run again")
+            raise UserError(f"{path}: this part is missing or can't be read; run again")
         kept.append(part["kept"])
         bad |= json.loads(str(part["bad"]))
         if len(part["kept"]):

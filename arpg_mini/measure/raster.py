@@ -1,8 +1,7 @@
-"""What one would run otherwise: a decoder-only transformer, one token a step, row by row.
+"""The model to compare with: a decoder-only transformer, one token per step, row by row.
 
-The one idea: built of ARPG's own content blocks, as many and as wide as ARPG has of both kinds, so
-that whatever differs in speed and memory is the order of decoding and nothing else. Each of its
-layers has keys and values of its own, where ARPG's query layers share one pair.
+The one idea: it has as many of ARPG's content blocks as ARPG has blocks. So speed and memory differ
+only by the way of decoding. Each of its layers has its own keys and values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,14 +9,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import Cache, ContentAttention, Linear, RMSNorm, rotary_table
-from .config import ModelConfig
-from .decoding import Settings, position_noise, sample
-from .model import Block
+from ..attention import Cache, ContentAttention, Linear, RMSNorm, rotary_table
+from ..config import ModelConfig
+from ..model import Block
+from ..sampling import Settings, position_noise, sample
 
 
 class Raster(nn.Module):
-    """The sizes of a `ModelConfig`; `raster_steps` draws images from it."""
+    """A model with the sizes of a `ModelConfig`. `raster_steps` draws images with it."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -29,11 +28,8 @@ class Raster(nn.Module):
         self.head = Linear(c.dim, c.vocab_size)
 
     def forward(self, ids: Tensor, where: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (B, 1, V) of the token behind the last one given.
-
-        ids: (B, S) rows of the embedding table. where: (1, S, K/2), their rotary rows. With a
-        cache S is 1, and what it holds stands before.
-        """
+        """Logits (B, 1, V) of the token after the last given one. ids: (B, S) rows of the embedding
+        table. where: (1, S, K/2), their rotary rows. With a cache S is 1."""
         x = self.embedding(ids)                                                # (B, S, D)
         for layer, block in enumerate(self.blocks):
             past = None if cache is None else cache.layer(layer)
@@ -46,11 +42,8 @@ class Raster(nn.Module):
 @torch.no_grad()
 def raster_steps(model: Raster, labels: Tensor, seeds: Sequence[int], guidance: float = 4.0,
                  cached: bool = True) -> Iterator[Tensor]:
-    """Yields the (B, N) raster ids so far, -1 where there is none yet, after each of N steps.
-
-    labels: (B,) classes. guidance, seeds: as in `decoding.decode`. Without `cached`, every step
-    computes all tokens before it anew.
-    """
+    """After each of N steps, yield the (B, N) raster ids so far, -1 where there is none yet.
+    labels: (B,). Without `cached`, every step computes all earlier tokens again."""
     c, device = model.config, model.embedding.weight.device
     (height, width), batch = c.grid, len(labels)
     n, how = height * width, Settings(guidance=guidance)

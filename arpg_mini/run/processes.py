@@ -1,63 +1,82 @@
-"""Several processes: starting them, finding one's place among them, agreeing.
+"""Several processes: how they start, share, agree and stop.
 
-The one idea: the same program runs in every process, and `torch.distributed` does the rest. One
-process is the case where nothing needs to be done. NCCL joins GPUs, gloo joins CPU processes, so
-that what runs on eight GPUs can be tested on a laptop.
+The one idea: every process runs the same program, and `torch.distributed` does the rest. NCCL
+connects GPUs and gloo connects CPU processes, so a laptop can test what runs on eight GPUs.
 """
 
 import os
 import signal
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as states
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from .config import UserError, complain
-from .model import ARPG
+from .. import UserError
+from ..model import ARPG
+from .command import complain
 
 T = TypeVar("T")
-waiting = None                                 # the group that CPUs agree in
+waiting = None                                 # the process group in which CPUs agree
 
-
-# Ctrl-C, a scheduler's end, and the warning before it (SLURM's --signal=USR1@120).
+# Ctrl-C, the end of a scheduler's job, and the warning before it (SLURM's --signal=USR1@120).
 STOPPING = signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 
+class Stop:
+    """Remembers that a signal to stop came, so that the step can be finished and saved."""
+
+    def __init__(self, signals: Sequence[int] = STOPPING):
+        self.signal, self.since = 0, 0.0
+        for number in signals:
+            signal.signal(number, self.remember)
+
+    def remember(self, number: int, frame) -> None:
+        """A second signal ends the program at once, unless it comes within a second: then it is the
+        same one. (A terminal sends Ctrl-C to all processes, and the first passes it on.)"""
+        if not self.signal:
+            self.signal, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def leave(self, out: Path, after: str) -> NoReturn:
+        """End this process after a signal. The first one prints how to continue."""
+        if rank() == 0:
+            print(f"stopped by a signal after {after}, saved; continue with: "
+                  f"python train_mini.py --resume --out {out}", file=sys.stderr)
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))  # another may have got the signal
+
+
 def pick_device(name: str | None, gpus: int = 1) -> str:
-    """The device type of --device, or the best there is. UserError if it isn't there."""
+    """The device type of --device, or the best one here. UserError if this machine lacks it."""
     if name is None:
         if gpus > 1 and not torch.cuda.is_available():
             raise UserError(f"--gpus {gpus}: this machine has no CUDA device; --device cpu starts "
-                            "as many CPU processes")
+                            "CPU processes")
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: must be cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device; leave the flag out or "
-                        "take cpu")
+                        "use cpu")
     return name
 
 
 def launch(main, gpus: int, device: str, *arguments) -> int | None:
-    """Call `main(*arguments, device)`, which returns an exit code or None, in `gpus` processes (or
-    as torchrun's process, if that started us)."""
+    """Call `main(*arguments, device)` in `gpus` processes, or in this one if torchrun started it.
+    `main` returns an exit code or None."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be 1 or more")
     if "LOCAL_RANK" in os.environ:
@@ -71,8 +90,8 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
         port = probe.getsockname()[1]
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(gpus),
                       OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // gpus)))
-    processes = mp.spawn(_spawned, args=(main, device, *arguments), nprocs=gpus, join=False)
-    for number in STOPPING:                    # each process decides what to do about it
+    processes = mp.spawn(_member, args=(main, device, *arguments), nprocs=gpus, join=False)
+    for number in STOPPING:                    # each process decides what to do
         signal.signal(number, lambda n, _: [os.kill(pid, n) for pid in processes.pids()])
     try:
         while not processes.join():
@@ -85,19 +104,16 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
                          ) from None
 
 
-def _spawned(rank: int, main, device: str, *arguments) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    _member(rank, main, device, *arguments)
-
-
 def _member(local_rank: int, main, device: str, *arguments) -> None:
+    if "RANK" not in os.environ:                # one of `launch`, not of torchrun
+        os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(place)
-    # An hour: process 0 may have to write a large checkpoint while others wait for its gradient.
+    # An hour: others wait for process 0's gradient while it writes a large checkpoint.
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
-    # It may train a tokenizer or put ids together for longer; and CPUs can agree without GPUs.
+    # Days: process 0 may train a tokenizer. With gloo, because CPUs can agree without GPUs.
     global waiting
     waiting = dist.new_group(backend="gloo", timeout=timedelta(days=2))
     try:
@@ -109,7 +125,7 @@ def _member(local_rank: int, main, device: str, *arguments) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
-    if code:            # at once: winding down would wait for processes that wait for this one
+    if code:            # at once: a normal exit would wait for processes that wait for this one
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
     dist.destroy_process_group()
@@ -129,8 +145,8 @@ def barrier() -> None:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, in all of them; its user's mistake ends all, said
-    once, before any other may end and take the first with it."""
+    """Call `work` in the first process and return its result in all of them. A user's mistake is
+    printed once and ends all processes."""
     if world() == 1:
         return work()
     box = [None, 0]
@@ -146,15 +162,15 @@ def from_first(work: Callable[[], T]) -> T:
 
 
 def wrap(model: ARPG, device: torch.device, shard: bool = False, half: bool = False) -> nn.Module:
-    """The module to call in training: gradients come out averaged over the processes.
+    """The module to call in training. Its gradients are averaged over the processes.
 
     By default each process holds everything (DDP). `shard` spreads weights, gradients and optimizer
-    over the processes, a block at a time put together when it is needed (FSDP2), in place; `half`
-    then computes in bfloat16 (there is no autocast, which would keep whole copies of the weights).
+    over the processes, in place, and gathers one block at a time when it is needed (FSDP2). `half`
+    then computes in bfloat16, without autocast, which would keep whole copies of the weights.
     """
     if not shard or world() == 1:
-        # Buckets that are never rebuilt: DDP otherwise regroups the gradients after the first step
-        # of a process, and so sums them in another order after a resume.
+        # With unused parameters allowed, DDP never rebuilds its buckets. Otherwise it regroups the
+        # gradients after a process's first step, and a resumed run sums them in another order.
         return (nn.parallel.DistributedDataParallel(
             model, gradient_as_bucket_view=True, find_unused_parameters=True)
             if world() > 1 else model)
@@ -167,30 +183,28 @@ def wrap(model: ARPG, device: torch.device, shard: bool = False, half: bool = Fa
 
 
 def whole_state(model: ARPG, average: ARPG, optimizer: torch.optim.Optimizer) -> dict:
-    """All that training needs to go on, in CPU memory, the same however many processes there are.
-
-    To be called by all processes; sharded, only the first gets it, the others empty ones.
-    """
-    how = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    """All that a run needs to continue, in CPU memory; sharded, only the first process gets it."""
+    how = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
     return {"model": whole_weights(model), "ema": whole_weights(average),
-            "optimizer": get_optimizer_state_dict(model, optimizer, options=how)}
+            "optimizer": states.get_optimizer_state_dict(model, optimizer, options=how)}
 
 
 def whole_weights(model: ARPG) -> dict:
-    """The weights alone, likewise."""
-    how = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(model, options=how)
+    """The same for the weights alone."""
+    how = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return states.get_model_state_dict(model, options=how)
 
 
 def load_state(saved: dict | None, model: ARPG, average: ARPG,
                optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Hand the first process's `saved` to all; the others' is None. Weights that it lacks stay."""
-    how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=world() > 1, strict=False)
+    """Load the first process's `saved` in all; it is None in the others. Missing weights stay."""
+    how = states.StateDictOptions(full_state_dict=True, strict=False,
+                                  broadcast_from_rank0=world() > 1)
     saved = saved or {"model": {}, "ema": {}, "optimizer": {}}
-    set_model_state_dict(model, saved["model"], options=how)
-    set_model_state_dict(average, saved["ema"], options=how)
+    states.set_model_state_dict(model, saved["model"], options=how)
+    states.set_model_state_dict(average, saved["ema"], options=how)
     if optimizer:
-        set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=how)
+        states.set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=how)
 
 
 def mean(value: Tensor) -> Tensor:
@@ -203,7 +217,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any process: all get the same answer, and no GPU is waited for."""
+    """Whether `flag` is set in any process. All get the same answer, without waiting for a GPU."""
     if world() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -212,7 +226,7 @@ def any_process(flag: bool) -> bool:
 
 
 def gather(part) -> list:
-    """Every process's part, in order, in process 0; others get an empty list."""
+    """In process 0 every process's part, in order; in the others an empty list."""
     if world() == 1:
         return [part]
     parts = [None] * world() if rank() == 0 else None

@@ -1,14 +1,17 @@
-"""Out again: grids, PNG, GIF, and the `.npz` files that evaluators read."""
+"""Pictures out: grids, PNG, GIF, and the `.npz` files that evaluators read and write."""
 
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .checkpoint import write_whole
+from .. import UserError
+from .files import write_whole
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -17,7 +20,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
-    """(n, height, width, 3) uint8 -> one picture, row by row, `gap` white pixels apart."""
+    """(n, height, width, 3) uint8 -> one picture, row by row, with gaps of `gap` white pixels."""
     n, height, width, _ = images.shape
     rows = -(-n // columns)
     canvas = np.full((rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, 3),
@@ -30,7 +33,7 @@ def grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image
 
 def captioned(rows: Sequence[Image.Image], captions: Sequence[str],
               margin: int = 76) -> Image.Image:
-    """Pictures under each other, each with a line of text on its left."""
+    """Pictures below each other, each with a line of text on its left."""
     size = margin + max(r.width for r in rows), sum(r.height + 4 for r in rows)
     canvas = Image.new("RGB", size, "white")
     top = 0
@@ -46,7 +49,7 @@ def save_png(path: Path, image: Image.Image) -> None:
 
 
 def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 120) -> None:
-    """An endless animation; the last frame stays ten times as long."""
+    """An endless animation. The last frame is shown ten times as long as the others."""
     durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
     write_whole(path, lambda file: frames[0].save(
         file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0))
@@ -62,12 +65,8 @@ def cover_unknown(images: np.ndarray, known: np.ndarray, grey: int = 128) -> np.
 
 def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, int, int],
              labels: np.ndarray, seed: int = 0) -> None:
-    """The ADM evaluator's file: `arr_0` uint8 (n, height, width, 3), `arr_1` int64 (n,); and
-    `seed`, the first picture's.
-
-    Batches go to the disk as they come, so memory holds one batch however many there are.
-    ValueError if they do not add up to `shape`.
-    """
+    """Write the ADM evaluator's file: `arr_0` uint8 (n, height, width, 3), `arr_1` int64 (n,), and
+    `seed`, the first picture's; one batch at a time. ValueError if their number is wrong."""
     def header(file, shape, dtype):
         described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
                      "shape": shape}
@@ -84,7 +83,7 @@ def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, i
                     entry.write(np.ascontiguousarray(batch).data)
                     count += len(batch)
                 if count != shape[0]:
-                    raise ValueError(f"{count} images came, {shape[0]} were promised")
+                    raise ValueError(f"{count} images came, {shape[0]} were expected")
             with archive.open("arr_1.npy", "w") as entry:
                 header(entry, labels.shape, np.int64)
                 entry.write(np.ascontiguousarray(labels, np.int64).data)
@@ -93,3 +92,43 @@ def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, i
                 entry.write(np.int64(seed).tobytes())
 
     write_whole(path, write)
+
+
+@contextmanager
+def open_pictures(path: Path) -> Iterator[tuple]:
+    """An ADM-style file's `arr_0`, uint8 (n, height, width, 3): its open entry and its shape."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as entry:
+            version = np.lib.format.read_magic(entry)
+            shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                                     else np.lib.format.read_array_header_2_0)(entry)
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not all(shape):
+                raise ValueError(f"arr_0 is {dtype} {shape}{', by columns' * fortran}, not uint8 "
+                                 "(n, height, width, 3)")
+            yield entry, shape
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: no .npz of pictures ({error})") from None
+
+
+def pictures(path: Path, batch: int = 50) -> Iterator[np.ndarray]:
+    """The pictures of a file, (batch, height, width, 3) at a time: never all in memory."""
+    with open_pictures(path) as (entry, (n, *size)):
+        for start in range(0, n, batch):
+            rows = min(batch, n - start)
+            data = entry.read(rows * int(np.prod(size)))
+            if len(data) < rows * int(np.prod(size)):
+                raise ValueError(f"cut off after {start} of {n} pictures")
+            yield np.frombuffer(data, np.uint8).reshape(rows, *size)
+
+
+def array(path: Path, name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """An array of numbers out of an .npz; UserError if it is not of that shape and kind."""
+    try:
+        with np.load(path) as file:
+            found = file[name]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: its {name} can't be read ({error})") from None
+    if found.shape != shape or found.dtype.kind not in kind or not np.isfinite(found).all():
+        raise UserError(f"{path}: its {name} is {found.dtype} {found.shape}; it must be {shape} "
+                        "finite numbers")
+    return found

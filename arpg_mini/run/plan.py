@@ -1,18 +1,16 @@
-"""What a run takes before it is started: parameters, FLOPs, memory, hours.
+"""What a run needs, before it starts: parameters, FLOPs, memory, hours.
 
-The one idea: all of it follows from the sizes. A matrix product of (r, a) by (a, b) is 2·r·a·b
-FLOPs, its gradient twice that; every weight costs 4 bytes itself, 4 for its gradient, 8 for AdamW's
-two moments, 4 for its running average; and autograd keeps what the lines of `Block.compute` need to
-be differentiated, which can be counted off. Tests hold the formulas to PyTorch's own counts.
-
-    python train_mini.py --preset arpg-xxl --plan --gpus 8 --shard --recompute
+The one idea: everything follows from the sizes. A matrix product of (r, a) by (a, b) takes 2·r·a·b
+FLOPs, and its gradient takes twice that. Every weight needs 4 bytes, and 4 more for its gradient, 8
+for AdamW's two moments and 4 for its running average. Autograd keeps what the lines of
+`Block.compute` need for their gradients. Tests compare the formulas with PyTorch's own counts.
 """
 
-from .config import ModelConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig
 
 
 def parameters(c: ModelConfig) -> int:
-    """Numbers that are learned."""
+    """The number of parameters."""
     ffn = 3 * c.dim * c.ffn_hidden
     content = 4 * c.dim**2 + ffn + 2 * c.dim            # q, k, v, out; w1, w3, w2; two gains
     query = 2 * c.dim**2 + ffn + 2 * c.dim              # q, out
@@ -22,20 +20,20 @@ def parameters(c: ModelConfig) -> int:
 
 
 def forward_flops(c: ModelConfig, tokens: int) -> int:
-    """FLOPs of one image's forward pass in training: products of matrices only, attention as if
-    nothing were masked (as PyTorch counts it; a causal kernel does half)."""
+    """FLOPs of one image's forward pass in training. Only matrix products count. Attention counts
+    as if nothing were masked, as PyTorch counts it; a causal kernel does half of that."""
     ffn = 3 * c.dim * c.ffn_hidden
     content, query = 4 * c.dim**2 + ffn, 2 * c.dim**2 + ffn
     a_token = (c.content_layers * content + c.query_layers * query + 2 * c.dim**2
                + c.vocab_size * c.dim)
     attention = (c.content_layers + c.query_layers) * 2 * c.dim * tokens
-    first_query = c.dim**2 * tokens                     # a batch's [MASK]s are projected as one
+    first_query = c.dim**2 * tokens                     # [MASK] is projected once per batch
     return 2 * (tokens * (a_token + attention) - first_query)
 
 
 def training_flops(c: ModelConfig, tokens: int, recompute: bool = False) -> int:
-    """FLOPs of one image's forward and backward pass: three times the forward ones, four of the
-    blocks' if they are recomputed."""
+    """FLOPs of one image's forward and backward pass: three times those of the forward pass, or
+    four times in the blocks if they are recomputed."""
     forward = forward_flops(c, tokens)
     outside = 2 * tokens * (2 * c.dim**2 + c.vocab_size * c.dim)
     return 3 * forward + (forward - outside if recompute else 0)
@@ -43,15 +41,15 @@ def training_flops(c: ModelConfig, tokens: int, recompute: bool = False) -> int:
 
 def decode_costs(c: ModelConfig, sizes: list[int], images: int, guided: bool = True,
                  known: int = 0, width: int = 4) -> list[tuple[int, int]]:
-    """FLOPs, and bytes that must be read, of every step of a decode.
+    """FLOPs of every step of a decode, and the bytes that it must read.
 
-    sizes: tokens decoded by each step, behind `known` ones that are given. Guidance doubles all but
-    the head's product. width: bytes of a number. Read are all weights a step multiplies by, once
-    for each time it encodes and once for its questions, and the keys and values it attends to, once
-    however many layers share them.
+    sizes: tokens decoded by each step, after `known` given ones. Guidance doubles everything but
+    the product of the head. width: bytes per number. A step reads the weights of the content pass
+    once each time it encodes, the weights of the query pass once, and each pair of keys and values
+    once, even if several layers share it.
     """
     ffn, costs, past = 3 * c.dim * c.ffn_hidden, [], 0
-    content = c.content_layers * (4 * c.dim**2 + ffn) + 2 * c.dim**2        # numbers of weights
+    content = c.content_layers * (4 * c.dim**2 + ffn) + 2 * c.dim**2        # number of weights
     query, head = c.query_layers * (2 * c.dim**2 + ffn), c.vocab_size * c.dim
     rows = images * (1 + guided)
     for before, size in zip([0, *sizes], sizes):
@@ -69,7 +67,7 @@ def decode_costs(c: ModelConfig, sizes: list[int], images: int, guided: bool = T
 
 def raster_costs(c: ModelConfig, tokens: int, rows: int, cached: bool = True,
                  width: int = 4) -> list[tuple[int, int]]:
-    """The same of `raster.Raster`, step by step."""
+    """The same for `measure.raster.Raster`, step by step."""
     layers, head = c.content_layers + c.query_layers, c.vocab_size * c.dim
     blocks = layers * (4 * c.dim**2 + 3 * c.dim * c.ffn_hidden)
     costs = []
@@ -81,35 +79,35 @@ def raster_costs(c: ModelConfig, tokens: int, rows: int, cached: bool = True,
 
 
 def cache_bytes(c: ModelConfig, slots: int, rows: int, raster: bool = False, width: int = 4) -> int:
-    """Of keys and values: ARPG keeps a pair for each content layer and one for all query layers,
-    a raster-order model of as many layers one for each."""
+    """Bytes of keys and values. ARPG keeps one pair per content layer and one for all query layers.
+    A raster-order model keeps one pair per layer."""
     pairs = c.content_layers + (c.query_layers if raster else 1)
     return pairs * 2 * rows * slots * c.dim * width
 
 
 def kept_bytes(c: ModelConfig, tokens: int, images: int, half: bool = False,
                recompute: bool = False, mask_bytes: int = 1) -> int:
-    """Bytes of activations that wait for the backward pass of `images` of `tokens` ids each.
+    """Bytes of activations kept for the backward pass of `images` pictures of `tokens` ids each.
 
-    Residual stream and norms are float32; with `half` (autocast) what enters and leaves a matrix
-    product is bfloat16. `mask_bytes` of a dropped feature: 1 on CUDA, 4 on a CPU. The logits,
-    which are never kept, are not among them.
+    The residual stream and the norms are float32. With `half` (autocast), the inputs and outputs of
+    matrix products are bfloat16. `mask_bytes`: bytes per feature of a dropout mask, 1 on CUDA and 4
+    on a CPU. Logits are never kept, so they do not count.
     """
     wide, narrow = 4 * c.dim, (2 if half else 4) * c.dim
     mask = mask_bytes * c.dim if c.dropout else 0
     hidden = (2 if half else 4) * c.ffn_hidden
     norm = 2 * wide + 4 + (narrow if half else wide)    # x, x / rms(x), rms(x); times the gain
     ffn = norm + 4 * hidden + mask                      # w1 x, w3 x, silu(w1 x), their product
-    scores = 4 * c.heads                                # of attention: one number a head
-    content = norm + 6 * narrow + scores + mask + ffn   # q, k, v; rotated q, k; what is attended
-    query = norm + 2 * narrow + scores + mask + ffn     # rotated q; what is attended
+    scores = 4 * c.heads                                # of attention: one number per head
+    content = norm + 6 * narrow + scores + mask + ffn   # q, k, v; rotated q, k; the output
+    query = norm + 2 * narrow + scores + mask + ffn     # rotated q; the attention's output
     if recompute:                                       # the inputs, and one block at a time
         blocks = (c.content_layers + c.query_layers) * wide + max(content, query)
     else:
         blocks = c.content_layers * content + c.query_layers * query
     shared = norm + 3 * narrow                          # keys, values; rotated keys
     ends = mask + 2 * wide + 4 + wide + 8 + 8 * c.head_dim  # last norm, gradient; ids, rotations
-    first_query = norm - 4                              # of one vector, not one a token
+    first_query = norm - 4                              # of one vector, not one per token
     return images * tokens * (blocks + shared + ends - first_query)
 
 
@@ -120,9 +118,9 @@ def memory(c: ModelConfig, t: TrainConfig, tokens: int, images: int, processes: 
     ends = (2 * c.vocab_size + c.num_classes + 3) * c.dim
     layers = c.content_layers + c.query_layers
     block = 4 * c.dim**2 + 3 * c.dim * c.ffn_hidden
-    if shard:                                           # what is put together at one time
+    if shard:                                           # what is gathered at one time
         copies = (2 if half else 4) * (ends + 2 * c.dim**2 + 2 * block)
-    else:                                               # autocast's, of every matrix product's
+    else:                                               # autocast's copies of weights
         copies = 2 * (count - ends - (2 * layers + 2) * c.dim) if half else 0
     rows = min(t.loss_rows, images * tokens)
     return {"weights": 4 * count // spread, "gradients": 4 * count // spread,
@@ -134,7 +132,7 @@ def memory(c: ModelConfig, t: TrainConfig, tokens: int, images: int, processes: 
 
 
 def describe(run: dict, options) -> str:
-    """All of it in words, for a run as `config.describe_run` gives it."""
+    """All of it in words, for a run as `describe.describe_run` gives it."""
     c, t = ModelConfig(**run["model"]), TrainConfig(**run["train"])
     tokens, images = c.grid[0] * c.grid[1], t.batch_size // options.gpus
     images = min(images, options.micro_batch or t.micro_batch)
@@ -152,17 +150,17 @@ def describe(run: dict, options) -> str:
         f"a time in {'bfloat16' if half else 'float32'}" + ", sharded" * options.shard
         + ", recomputing" * options.recompute + ":"]
     lines += [f"{bytes / 1e9:10.2f} GB  {name}" for name, bytes in parts.items()]
-    lines += [f"{sum(parts.values()) / 1e9:10.2f} GB  at most together; CUDA takes about 1 GB more"]
+    lines += [f"{sum(parts.values()) / 1e9:10.2f} GB  at most in total; CUDA takes about 1 GB more"]
     fits = [f"{card} GB: {most_images(c, t, tokens, card, how) or 'none'}" for card in (24, 40, 80)]
-    lines += [f"--micro-batch at most, by card: {', '.join(fits)}",
-              f"speed, assuming {options.device_tflops:g} TFLOP/s a device of which "
-              f"{options.utilisation:.0%} is reached: {rate:,.0f} images/s, the run in "
+    lines += [f"largest --micro-batch, by card: {', '.join(fits)}",
+              f"speed, assuming {options.utilisation:.0%} of {options.device_tflops:g} TFLOP/s per "
+              f"device: {rate:,.0f} images/s, the run takes "
               f"{t.steps * t.batch_size / rate / 3600:,.1f} hours"]
     return "\n".join(lines)
 
 
 def most_images(c: ModelConfig, t: TrainConfig, tokens: int, card: int, how: dict) -> int:
-    """The most images at a time that fit a card of so many GB, a tenth and 1 GB kept free."""
+    """The most images at a time that fit a card of so many GB, with a tenth and 1 GB kept free."""
     return max((n for n in range(1, 1025)
                 if sum(memory(c, t, tokens, n, **how).values()) < (0.9 * card - 1) * 1e9),
                default=0)

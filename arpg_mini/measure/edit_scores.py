@@ -1,10 +1,7 @@
-"""How well does editing edit? Counted on shapes, whose colours and classes can be read exactly.
+"""How good is editing? Scores on shapes, whose colours and classes can be read exactly.
 
-The one idea: every score stands beside what the same model does without being told: a baseline that
-samples freely, or generation as it is.
-
-    python -m arpg_mini.edit_scores runs/shapes                  inpainting, classes, larger grids
-    python -m arpg_mini.edit_scores runs/shapes-edges --control  outlines
+The one idea: every score has a baseline, the same model without the hint. It samples freely, or it
+draws the class from nothing.
 """
 
 import sys
@@ -15,30 +12,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint
-from .config import Parser, UserError, exit_code
-from .control import edges
-from .data import COLOURS, FASHION_CLASSES, SHAPES, fashion_pictures, shapes
-from .decoding import Settings, decode
-from .distributed import pick_device
-from .editing import edit_class, expand, inpaint, outpaint
-from .images import captioned, grid, save_png, to_uint8
-from .judge import (
-    Classifier,
-    colour_coherence,
-    dominant_colour,
-    palette_counts,
-    shapes_classifier,
-    shapes_scores,
-)
-from .training import to_device
+from .. import UserError
+from ..control import edges
+from ..data.builtin import COLOURS, FASHION_CLASSES, SHAPES, fashion_pictures, shapes
+from ..data.images import captioned, grid, save_png, to_uint8
+from ..decoding import decode
+from ..editing import edit_class, expand, inpaint, outpaint
+from ..run import checkpoint
+from ..run.command import DEVICE, Parser, exit_code, number
+from ..run.drawing import check_settings
+from ..run.processes import pick_device
+from ..tokenizer import to_device
+from . import judge as judging
+from .judge import Classifier, colour_coherence, palette_counts, shapes_classifier, shapes_scores
 
 METHODS = "windows", "extrapolate", "interpolate", "ntk"
 
 
 class Scorer:
-    """A run of shapes (or Fashion-MNIST, whose outlines can be scored), and a number of held-out
-    pictures to edit."""
+    """A run of shapes (or of Fashion-MNIST, for outlines) and held-out pictures to edit."""
 
     def __init__(self, run: Path, count: int, steps: int, guidance: float, device: torch.device,
                  outlines: bool):
@@ -47,8 +39,8 @@ class Scorer:
         self.of_shapes = saved["classes"] == list(SHAPES)
         of_fashion = saved["classes"] == list(FASHION_CLASSES)
         if not (self.of_shapes or (outlines and of_fashion)):
-            raise UserError(f"{run}: its pictures are no shapes, which these scores are about "
-                            "(--control knows Fashion-MNIST too)")
+            raise UserError(f"{run}: its pictures are not shapes, so there are no such scores "
+                            "(--control also works for Fashion-MNIST)")
         self.model.to(device), self.tokenizer.to(device)
         self.count, self.device, self.none = count, device, self.model.null_label
         self.settings = dict(steps=steps, guidance=guidance, guidance_schedule="constant")
@@ -58,10 +50,10 @@ class Scorer:
             held_out = fashion_pictures("t10k")
             self.pictures, self.labels = held_out.images[:count], held_out.labels[:count]
         self.images, self.side = to_device(self.pictures, device), self.pictures.shape[1]
-        self.examples: list[tuple[str, np.ndarray]] = []     # rows of pictures, with a caption
+        self.examples: list[tuple[str, np.ndarray]] = []     # rows of pictures with captions
 
     def batches(self, name: str, work) -> np.ndarray:
-        """uint8 pictures of `work(rows, seeds)` for all rows, a hundred at a time."""
+        """The uint8 pictures of `work(rows, seeds)` for all rows, a hundred at a time."""
         rows = [slice(i, min(i + 100, self.count)) for i in range(0, self.count, 100)]
         made = [to_uint8(work(r, range(r.start, r.stop))) for r in tqdm(rows, name, leave=False)]
         return np.concatenate(made)
@@ -71,14 +63,14 @@ class Scorer:
 
 
 def shown_colour(images: np.ndarray, least: int = 8) -> np.ndarray:
-    """(n,) index of the palette colour of which the pictures show most; -1 below `least` pixels."""
+    """(n,) index of the palette colour with the most pixels; -1 if it has fewer than `least`."""
     counts = palette_counts(images)[:, :len(COLOURS)]
     return np.where(counts.max(1) >= least, counts.argmax(1), -1)
 
 
 def inpainting(s: Scorer) -> list[tuple[str, float, float]]:
-    """Half of a picture is hidden, of no told class: has what is drawn there the colour of the half
-    that shows it? Beside: pictures drawn freely."""
+    """Hide the right half of a picture and give no class. Does the new half have the colour of the
+    visible one? Baseline: pictures drawn freely."""
     half, mask = s.side // 2, torch.zeros(1, s.side, s.side, dtype=torch.bool, device=s.device)
     mask[:, :, half:] = True
     labels, free = [s.none] * s.count, s.settings | dict(guidance=1)
@@ -95,9 +87,8 @@ def inpainting(s: Scorer) -> list[tuple[str, float, float]]:
 
 
 def class_editing(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]]:
-    """All but a strip on the left becomes the next class: does the judge read it there, as often as
-    in pictures drawn as that class? And does the colour stay? A wider strip shows more of the old
-    class, which the tokens that stay then ask for."""
+    """Turn all but a strip on the left into the next class. Does the judge read the new class?
+    Baseline: pictures drawn as that class. And does the colour stay?"""
     labels, rows = (s.labels + 1) % len(SHAPES), []
     drawn = s.batches("draw", lambda r, seeds: expand(
         s.model, s.tokenizer, labels[r], seeds, s.model.config.grid, **s.settings))
@@ -113,7 +104,7 @@ def class_editing(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]
         rows += [(f"class editing, {name} kept: new class read",
                   *((judge.predict(x) == labels).mean() for x in parts)),
                  (f"class editing, {name} kept: its colour kept",
-                  *((dominant_colour(x) == seen)[seen >= 0].mean() for x in parts))]
+                  *((judging.dominant_colour(x) == seen)[seen >= 0].mean() for x in parts))]
     return rows
 
 
@@ -124,7 +115,7 @@ def ground(images: np.ndarray) -> np.ndarray:
 
 
 def outpainting(s: Scorer) -> list[tuple[str, float, float]]:
-    """Pictures in the middle of a grid twice as large: is the new part's ground theirs?"""
+    """Put pictures into the middle of a doubled grid. Does the new part have their ground?"""
     small = s.model.config.grid
     at, large = tuple(g // 2 for g in small), tuple(2 * g for g in small)
     made = s.batches("outpaint", lambda r, seeds: outpaint(
@@ -143,8 +134,7 @@ def outpainting(s: Scorer) -> list[tuple[str, float, float]]:
 
 
 def larger(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]]:
-    """Twice the trained grid, and one by four: class and coherence of each method, beside those at
-    the trained size."""
+    """Class and coherence on larger grids by each method. Baseline: the trained size."""
     h, w = s.model.config.grid
     usual = s.batches("draw", lambda r, seeds: expand(
         s.model, s.tokenizer, s.labels[r], seeds, (h, w), **s.settings))
@@ -161,14 +151,13 @@ def larger(s: Scorer, judge: Classifier) -> list[tuple[str, float, float]]:
 
 
 def outline_iou(images: Tensor, others: Tensor, threshold: float = 0.2) -> float:
-    """Mean intersection over union of where two sets of pictures have edges."""
+    """Mean intersection over union of the pixels where two sets of pictures have edges."""
     a, b = (edges(x).flatten(1) > threshold for x in (images, others))
     return float(((a & b).sum(1) / (a | b).sum(1).clamp(min=1)).mean())
 
 
 def control(s: Scorer) -> list[tuple[str, float, float]]:
-    """Drawn by the outlines of held-out pictures: do edges fall where they were given? Beside: the
-    same model with the class alone."""
+    """Draw by outlines: are the edges where they were given? Baseline: the class alone."""
     given = edges(s.images)
 
     def by(told: bool):
@@ -188,30 +177,27 @@ def control(s: Scorer) -> list[tuple[str, float, float]]:
     return rows
 
 
+FLAGS = {"options": [
+    ("--control", bool, "score a run of --control edges"),
+    ("--count", number(int, 10, 10_000), "pictures to edit (default 500)", 500),
+    ("--steps", number(int, 1), "for a whole picture (default 16)", 16),
+    ("--guidance", float, "constant (default 2)", 2.0),
+    ("--out", Path, "a picture of examples"), DEVICE]}
+
 
 def main() -> int:
-    parser = Parser("python -m arpg_mini.edit_scores", description=__doc__.split("\n")[0])
+    parser = Parser("python -m arpg_mini.measure.edit_scores", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="a run of shapes")
-    parser.add_argument("--control", action="store_true", help="score a run of --control edges")
-    parser.add_argument("--count", type=int, default=500, help="pictures to edit (default 500)")
-    parser.add_argument("--steps", type=int, default=16, help="for a whole picture (default 16)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="constant (default 2)")
-    parser.add_argument("--out", type=Path, help="a picture of examples")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_flags(FLAGS)
     options = parser.parse_args()
 
     def work() -> None:
-        if not 10 <= options.count <= 10_000:
-            raise UserError(f"--count {options.count}: must be 10 to 10000")
         s = Scorer(options.run, options.count, options.steps, options.guidance,
                    torch.device(pick_device(options.device)), options.control)
         n = s.model.config.grid[0] * s.model.config.grid[1]
-        if not 1 <= options.steps <= n:
+        if options.steps > n:
             raise UserError(f"--steps {options.steps}: must be 1 to {n}")
-        try:
-            Settings(guidance=1.5 * options.guidance)
-        except ValueError as error:
-            raise UserError(f"--{error}") from None
+        check_settings(guidance=1.5 * options.guidance)
         if options.control and s.model.control is None:
             raise UserError(f"{options.run}: was not trained with --control edges")
         if options.control:
@@ -219,9 +205,9 @@ def main() -> int:
         else:
             judge = shapes_classifier()
             rows = [*inpainting(s), *class_editing(s, judge), *outpainting(s), *larger(s, judge)]
-        print(f"{'':58}{'edited':>9}{'beside':>9}")
-        for name, score, beside in rows:
-            print(f"{name:58}{score:>9.3f}{beside:>9.3f}")
+        print(f"{'':58}{'edited':>9}{'baseline':>9}")
+        for name, score, baseline in rows:
+            print(f"{name:58}{score:>9.3f}{baseline:>9.3f}")
         if options.out:
             sheets = [grid(images, len(images), 2) for _, images in s.examples]
             save_png(options.out, captioned(sheets, [name for name, _ in s.examples], 110))

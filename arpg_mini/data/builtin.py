@@ -1,8 +1,7 @@
-"""Pictures to learn from: the built-in shapes and Fashion-MNIST. (`folders.py`: anybody's.)
+"""Data sets that have a name: the built-in shapes and Fashion-MNIST.
 
-The one idea: whatever the source, a data set is a list of labels and a function from indices to
-uint8 pictures, with a fingerprint that changes when anything in it does. Encoded once by a
-tokenizer it becomes files of ids (`ids.py`), which is all that ARPG ever reads.
+The one idea: every data set is a list of labels, a function from indices to uint8 pictures, and a
+fingerprint that changes when anything in it changes. `ids.py` encodes it once.
 """
 
 import gzip
@@ -17,11 +16,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .config import UserError
+from .. import UserError
 
 
 class Pictures:
-    """Pictures held in memory. `folders.FolderPictures` reads them when asked."""
+    """Pictures in memory. (`folders.FolderPictures` reads its pictures when they are needed.)"""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str],
                  fingerprint: str):
@@ -36,22 +35,21 @@ class Pictures:
         return f"picture {index}"
 
     def load(self, indices: Sequence[int], side: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """The usable ones of `indices`, and their pictures, (n, side, side, 3) uint8.
-
-        `side` asks for another size than usual, of pictures that come in any.
-        """
+        """The usable ones of `indices`, and their pictures, (n, side, side, 3) uint8. A source with
+        pictures of any size returns them with `side` pixels per side, if given."""
         indices = np.asarray(indices)
         return indices, self.images[indices]
 
 
-# The built-in shapes: a window onto an endless pattern of one shape. Endless, because ARPG knows
-# only how far apart tokens are (see `attention.rotary_table`): of a lone shape that must stand in
-# the middle it would have to guess the first tokens, not knowing where the middle is.
-# Each shape is polygons around (0, 0), about 1 in radius, filled (1) or cut out (0); y runs down.
+# The built-in shapes: windows onto endless patterns of one shape. They are endless because ARPG
+# knows only how far apart tokens are (see `attention.rotary_table`). It could only guess the first
+# tokens of a single shape in the middle, since it does not know where the middle is.
+# Each shape is a list of polygons around (0, 0), with a radius of about 1, filled (1) or cut out
+# (0); y points down.
 
 SIDE, PERIOD, CELL, SUPERSAMPLE = 24, 16, 4, 8   # pixels; the window moves by whole cells
-RADIUS, JITTER_SIZE = 7.7, 0.02             # pixels; and the share it varies by, down from RADIUS
-JITTER_PLACE, JITTER_ANGLE = 0.2, math.radians(2)   # pixels and radians, either way
+RADIUS, JITTER_SIZE = 7.7, 0.02             # pixels, and by which share at most it is smaller
+JITTER_PLACE, JITTER_ANGLE = 0.2, math.radians(2)   # pixels and radians, in either direction
 
 Points = list[tuple[float, float]]
 
@@ -112,10 +110,9 @@ def draw_shape(seed: int, index: int) -> tuple[np.ndarray, int]:
 
 
 def shapes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` of the endless set `seed`: uint8 (count, side, side, 3), int64 (count,).
-
-    Ten classes in six colours on two grounds, independent; picture i depends on (seed, i) alone.
-    """
+    """The first `count` pictures of the endless set `seed`, uint8 (count, side, side, 3), and their
+    classes, int64 (count,). Picture i depends on (seed, i) only. Class, colour (of six) and ground
+    (of two) are independent."""
     drawn = [draw_shape(seed, i) for i in tqdm(range(count), "draw shapes", disable=count < 20_000)]
     images = np.array([image for image, _ in drawn], np.uint8).reshape(count, SIDE, SIDE, 3)
     return images, np.array([label for _, label in drawn], np.int64)
@@ -125,7 +122,7 @@ def shapes_pictures(count: int, seed: int) -> Pictures:
     return Pictures(*shapes(count, seed), list(SHAPES), f"shapes 2 {count} {seed}")
 
 
-# Fashion-MNIST. The checksums are of the unpacked files: repacking changes the others.
+# Fashion-MNIST. The checksums are those of the unpacked files, because packing may differ.
 
 FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
                    "bag", "ankle boot")
@@ -141,7 +138,7 @@ FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), CACHE / "arpg_mini
 
 
 def read_idx(path: Path, sha256: str) -> np.ndarray:
-    """The uint8 array in an IDX file, gzipped or not. UserError if it isn't the known one."""
+    """The uint8 array in an IDX file, gzipped or not. UserError if its checksum is wrong."""
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -156,7 +153,8 @@ def read_idx(path: Path, sha256: str) -> np.ndarray:
 
 def find_fashion(folder: Path | None = None, url: str = FASHION_URL,
                  folders: Sequence[Path] = FASHION_FOLDERS) -> Path:
-    """The folder with the four files: the one given, the first known, or the last, filled."""
+    """The folder with the four files: the given one, or else the first of `folders` that has them.
+    If none has them, they are downloaded into the last one."""
     def complete(path: Path) -> bool:
         return all((path / f"{name}.gz").exists() or (path / name).exists()
                    for name in FASHION_FILES)
@@ -185,7 +183,7 @@ def find_fashion(folder: Path | None = None, url: str = FASHION_URL,
 
 
 def fashion_pictures(split: str, folder: Path | None = None) -> Pictures:
-    """The real set: "train" 60,000 or "t10k" 10,000 pictures, 28×28 grey."""
+    """The 60,000 pictures of "train" or the 10,000 of "t10k", 28×28, grey."""
     root, arrays = find_fashion(folder), []
     for name in (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"):
         packed = root / f"{name}.gz"

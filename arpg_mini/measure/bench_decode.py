@@ -1,8 +1,7 @@
-"""The measures of decoding: speed, memory, and how cost grows; `bench.py` is their command.
+"""Measurements of decoding: speed, memory, and how the cost grows. `bench.py` is the command.
 
-The one idea: what ARPG saves must be seen against something. Beside every decode stand its floor,
-the bare products a plain implementation would make, the same model asked one token a step, and a
-raster-order model of the same blocks.
+The one idea: a saving needs something to compare with. Every decode is measured together with one
+token per step, a raster-order model of the same blocks, and the bare products of a plain program.
 """
 
 import math
@@ -15,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import decoding, plan, raster
-from .attention import Cache
-from .config import ModelConfig, UserError
-from .decoding import decode_steps, step_sizes
-from .model import ARPG
+from .. import UserError, decoding
+from ..attention import Cache
+from ..config import ModelConfig
+from ..decoding import decode_steps
+from ..model import ARPG
+from ..orders import step_sizes
+from ..run import plan
+from ..sampling import inverse_cdf
+from . import raster
 from .raster import Raster, raster_steps
 from .timing import Work, bandwidth, in_a_process, matrix_rate, paired, peak_bytes, spread
 
@@ -29,7 +32,7 @@ SWEEPS = "tokens", "batch", "steps", "depth", "width"
 
 def build(kind: type[nn.Module], config: ModelConfig, device: torch.device,
           dtype: torch.dtype) -> nn.Module:
-    """With a head that is not zero, as if it had been trained."""
+    """A model with a random head, because a new model's head is zero."""
     torch.manual_seed(0)
     with device:
         model = kind(config).to(dtype).requires_grad_(False)
@@ -39,8 +42,8 @@ def build(kind: type[nn.Module], config: ModelConfig, device: torch.device,
 
 @torch.no_grad()
 def bare_products(model: ARPG, sizes: list[int], rows: int) -> Iterator[None]:
-    """The products a plain implementation would make in each step of a decode, and nothing else:
-    q, k, v, w1 and w3 by themselves, every question projected, all by `F.linear`."""
+    """The `F.linear` products of a plain implementation, step by step: q, k, v, w1, w3 separately,
+    and every query projected."""
     def weights(block: nn.Module) -> list[Tensor]:
         joint = block.attention.qkv.weight.chunk(3) if hasattr(block.attention, "qkv") else [
             block.attention.q.weight]
@@ -62,19 +65,19 @@ def bare_products(model: ARPG, sizes: list[int], rows: int) -> Iterator[None]:
 
 @torch.no_grad()
 def prefixes(model: Raster, lengths: list[int], rows: int) -> Iterator[Tensor]:
-    """Steps of the raster-order model without a cache, at some lengths of what came before."""
+    """Steps of the raster-order model without a cache, at some lengths of the prefix."""
     c = model.config
     table = raster.rotary_table(c.grid, c.head_dim, c.rope_base, model.head.weight.device,
                                 torch.complex64)[None]
     for length in lengths:
         ids = torch.zeros(rows, length, dtype=torch.long, device=table.device)
         logits = model(ids, table[:, :length])[:, -1:].float()
-        yield decoding.inverse_cdf(logits, torch.zeros(rows, 1, device=table.device))
+        yield inverse_cdf(logits, torch.zeros(rows, 1, device=table.device))
 
 
 def between(lengths: list[int], seconds: np.ndarray) -> np.ndarray:
-    """(repeats, lengths) as measured -> (repeats, N), at every length up to the last: straight
-    lines between those that were measured."""
+    """(repeats, lengths) as measured -> (repeats, N), at every length up to the last, by linear
+    interpolation."""
     every = range(1, lengths[-1] + 1)
     return np.array([np.interp(every, lengths, one) for one in seconds])
 
@@ -86,12 +89,12 @@ def decode_work(model: ARPG, batch: int, steps: int, guidance: float, **settings
 
 
 def floor_seconds(costs: list[tuple[int, int]], rate: float, bytes_a_second: float) -> float:
-    """A step takes as long as its arithmetic or its reading, whichever is longer."""
+    """A step takes at least as long as its arithmetic or its reading, whichever is longer."""
     return sum(max(flops / rate, numbers / bytes_a_second) for flops, numbers in costs)
 
 
 def bench_decode(preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
-    """A row for each batch size and way to decode."""
+    """One row per batch size and way to decode."""
     config, rows = preset.model, []
     n = config.grid[0] * config.grid[1]
     model, other = build(ARPG, config, device, dtype), None
@@ -164,7 +167,7 @@ def decode_memory(kind: str, config: ModelConfig, batch: int, steps: int, guidan
 
 
 def bench_memory(preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
-    """A row for each batch size and model, the last with half as many tokens again each way."""
+    """One row per batch size and model. The last model has 1.5 times as many tokens per side."""
     rows, (h, w) = [], preset.model.grid
     larger = replace(preset.model, grid=(3 * h // 2, 3 * w // 2))
     for batch in options.batch_size:
@@ -192,7 +195,7 @@ def bench_memory(preset, options, device: torch.device, dtype: torch.dtype) -> l
 
 
 def sweep(what: str, c: ModelConfig, batch: int, steps: int) -> Iterator[tuple]:
-    """(size, config, batch, steps) of the points of one sweep, all else as given."""
+    """(size, config, batch, steps) of the points of one sweep. The rest stays as given."""
     if what == "tokens":
         for side in (8, 12, 16, 24, 32, 48):
             yield side * side, replace(c, grid=(side, side)), batch, min(steps, side * side)
@@ -219,13 +222,13 @@ def slope(x: list[float], y) -> float:
 
 
 def bench_scaling(preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
-    """A row for each sweep: seconds of a decode and FLOPs at each point, their exponents."""
+    """One row per sweep: seconds of a decode and FLOPs at each point, and their exponents."""
     rows = []
     for what in options.sweeps:
         points = list(sweep(what, preset.model, options.batch_size[0], options.steps[0]))
         works, flops, models = {}, [], {}
         for size, config, batch, steps in points:
-            if str(config) not in models:       # points of one model share its weights
+            if str(config) not in models:       # points with the same sizes share a model
                 models[str(config)] = build(ARPG, config, device, dtype)
             works[size] = decode_work(models[str(config)], batch, steps, options.guidance)
             costs = plan.decode_costs(config, step_sizes(math.prod(config.grid), steps), batch,

@@ -1,0 +1,1 @@
+"""How good and how fast: judges, distances, scores of editing, benchmarks."""

@@ -1,0 +1,1 @@
+"""A run: its description, preparation, processes, training, checkpoints, drawing and plan."""

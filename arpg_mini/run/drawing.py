@@ -1,0 +1,214 @@
+"""Load a model as sample_mini.py's flags say, and draw pictures with it.
+
+The one idea: picture i depends on its seed and class alone, so any process may draw any part.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import UserError, pretrained
+from ..control import edges
+from ..data import images
+from ..data.folders import plain_picture
+from ..editing import complete_steps, plan_windows, to_pixels
+from ..model import ARPG
+from ..sampling import Settings
+from ..tokenizer import VQTokenizer, to_device
+from . import checkpoint, processes, replay
+
+MOST_LARGER = 64                                # a grid may have this many times the trained tokens
+
+
+def check_settings(**settings) -> None:
+    """UserError names the flag whose value `decode` does not accept."""
+    try:
+        Settings(**settings)
+    except ValueError as error:
+        raise UserError(f"--{str(error).replace('_', '-', 1)}") from None
+
+
+def pick_classes(text: str | None, names: list[str]) -> list[int]:
+    """The class numbers that --classes gives by number or name."""
+    if text is None:
+        return list(range(len(names)))
+    picked = []
+    for word in text.split(","):
+        if word.strip() in names:
+            picked.append(names.index(word.strip()))
+        elif word.strip().isdecimal() and len(word) < 9 and int(word) < len(names):
+            picked.append(int(word))
+        else:
+            known = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+            raise UserError(f"--classes {word.strip()!r}: must be 0 to {len(names) - 1} "
+                            f"or a name ({known})")
+    return picked
+
+
+@dataclass
+class Drawer:
+    """A model, its tokenizer, and the settings to draw with."""
+
+    model: ARPG
+    tokenizer: VQTokenizer
+    names: list[str]                            # of the classes
+    settings: dict                              # for `editing.complete_steps`
+
+    def pixels(self, ids: Tensor) -> Tensor:
+        """(B, h, w) ids -> (B, 3, height, width)."""
+        return to_pixels(self.tokenizer, ids, self.model.config.grid)
+
+    @property
+    def stride(self) -> int:
+        return self.tokenizer.config.stride
+
+    def steps(self, known: Tensor) -> int:
+        """How many steps it takes to fill (1, h, w) ids, -1 where unknown."""
+        size = tuple(min(n, t) for n, t in zip(known.shape[1:], self.model.config.grid))
+        size = size if self.settings["positions"] == "windows" else tuple(known.shape[1:])
+        usual = self.model.config.grid[0] * self.model.config.grid[1]
+        return sum(few for *_, few in plan_windows((known[0] >= 0).cpu().numpy(), size,
+                                                   self.settings["steps"], usual))
+
+
+def load(options, device: torch.device) -> Drawer:
+    """The model that the flags name. UserError names the flag or file that is wrong."""
+    half = device.type == "cuda" and options.released
+    dtype = getattr(torch, options.precision or ("bfloat16" if half else "float32"))
+    if options.released:
+        tokenizer = checkpoint.load_any_tokenizer(options.tokenizer)[0].to(device)
+        model = pretrained.load_released_arpg(options.released, dtype=dtype, device=device)
+        names, schedule = list(map(str, range(model.config.num_classes))), "linear"
+    else:
+        run, file = options.run, options.run / "model.pt"
+        if run.is_file():                       # such as best.pt
+            run, file = run.parent, run
+        if not run.is_dir():
+            raise UserError(f"{run}: no such run folder; make one with train_mini.py")
+        model, saved = checkpoint.load_model(file, options.weights)
+        tokenizer = checkpoint.load_tokenizer(run / "tokenizer.pt")[0].to(device)
+        model.to(device, dtype)
+        names, schedule = saved["classes"], saved["guidance_schedule"]
+    if tokenizer.config.codebook_size != model.config.vocab_size:
+        raise UserError(f"{options.tokenizer or options.run / 'tokenizer.pt'}: has "
+                        f"{tokenizer.config.codebook_size} ids; the model draws "
+                        f"{model.config.vocab_size}")
+    n = model.config.grid[0] * model.config.grid[1]
+    steps = max(1, n // 4) if options.steps is None else options.steps
+    if not 1 <= steps <= n:
+        raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
+    usual = pretrained.best_guidance(model.config, steps) if options.released else saved["guidance"]
+    settings = dict(schedule=options.schedule,
+                    guidance=usual if options.guidance is None else options.guidance,
+                    guidance_schedule=options.guidance_schedule or schedule,
+                    temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+                    within_step=options.within_step)
+    check_settings(steps=steps, **settings, positions="extrapolate"
+                   if options.positions == "windows" else options.positions)
+    settings |= dict(steps=steps, positions=options.positions, order=options.order)
+    if options.compile:
+        replay.speed_up(model, device)
+    return Drawer(model, tokenizer, names, settings)
+
+
+def check_grid(flag: str, grid: tuple[int, int], drawer: Drawer) -> None:
+    trained = drawer.model.config.grid
+    if grid[0] * grid[1] > MOST_LARGER * trained[0] * trained[1]:
+        raise UserError(f"{flag}: {grid[0]}x{grid[1]} tokens are more than {MOST_LARGER} times the "
+                        f"trained {trained[0]}x{trained[1]}")
+
+
+def draw(drawer: Drawer, options, device: torch.device) -> None:
+    """In every process: draw a part of every batch. Process 0 writes the files."""
+    classes = pick_classes(options.classes, drawer.names)
+    grid = options.grid or tuple((options.expand or 1) * g for g in drawer.model.config.grid)
+    check_grid("--grid" if options.grid else f"--expand {options.expand}", grid, drawer)
+    side = tuple(g * drawer.stride for g in grid)
+    if options.control:
+        if drawer.model.control is None:
+            raise UserError(f"--control {options.control}: needs a run trained with --control "
+                            "edges")
+        picture = open_picture("--control", options.control)
+        maps = edges(to_device(np.array(picture.resize(side[::-1]))[None], device))
+        grown = max(1, min(side) / min(picture.size))   # enlarging makes an edge flatter
+        drawer.settings["control"] = (maps * grown).clamp(max=1)
+    few = min(100, max(1, 2**20 // (side[0] * side[1])))   # so many fit in memory at once
+    zoom = check_animation(options, min(options.count, few), side)
+    options.columns = min(options.columns, options.count)
+    at_a_time = options.batch_size or few
+    starts, rank, world = range(0, options.count, at_a_time), processes.rank(), processes.world()
+    nothing = torch.full((1, *grid), -1, device=device)
+    bar = tqdm(total=(len(starts) + bool(options.gif)) * drawer.steps(nothing), desc="draw",
+               unit="step", disable=rank > 0)
+
+    def pictures(rows: range, frames: list | None = None) -> np.ndarray:
+        labels = [classes[i % len(classes)] for i in rows]
+        for ids in complete_steps(drawer.model, nothing.expand(len(rows), -1, -1), labels,
+                                  [options.seed + i for i in rows], **drawer.settings):
+            bar.update()
+            if frames is not None:
+                shown = images.to_uint8(drawer.pixels(ids.clamp(min=0)))
+                frames.append(images.cover_unknown(shown, (ids >= 0).cpu().numpy()))
+        return images.to_uint8(drawer.pixels(ids))
+
+    def batches():
+        for start in starts:
+            size = min(at_a_time, options.count - start)
+            mine = range(start + rank * size // world, start + (rank + 1) * size // world)
+            part = pictures(mine) if len(mine) else None
+            parts = processes.gather(part)
+            if rank == 0:
+                yield np.concatenate([p for p in parts if p is not None])
+
+    kept, done = [], batches()
+    if options.out:
+        kept = list(done)
+        done = iter(kept)
+        if rank == 0:
+            images.save_png(options.out, images.grid(np.concatenate(kept), options.columns, zoom))
+            print(options.out)
+    shape = (options.count, *side, 3)
+    labels = np.resize(np.array(classes, np.int64), options.count)
+    if options.npz and rank == 0:
+        images.save_npz(options.npz, done, shape, labels, options.seed)
+        print(f"{options.npz}: arr_0 {shape} uint8, arr_1 {labels.shape} int64")
+    else:
+        for _ in done:
+            pass
+    if options.gif and rank == 0:
+        frames: list = [np.full((min(options.count, few), *shape[1:]), 128, np.uint8)]
+        pictures(range(len(frames[0])), frames)
+        save_animation(options, frames, zoom)
+    bar.close()
+
+
+def check_animation(options, count: int, side: tuple[int, int]) -> int:
+    """How many times to enlarge pictures of `side` pixels so that people can see them. UserError if
+    a --gif of `count` of them would be larger than the format allows."""
+    zoom, columns = max(1, 64 // max(side)), min(options.columns, count)
+    height, width = (n * (s * zoom + 2) for n, s in zip((-(-count // columns), columns), side))
+    if options.gif and max(height, width) > 65535:
+        raise UserError(f"--gif {options.gif}: would be {width}x{height} pixels; the format allows "
+                        "65535 per side; change --columns or take a smaller --count")
+    return zoom
+
+
+def save_animation(options, frames: list[np.ndarray], zoom: int) -> None:
+    """Write --gif: a grid of pictures per frame."""
+    images.save_gif(options.gif, [images.grid(f, options.columns, zoom) for f in frames])
+    print(options.gif)
+
+
+def open_picture(flag: str, path: Path, ground: str = "white") -> Image.Image:
+    """A picture file as RGB. UserError names one that can't be read."""
+    try:
+        with Image.open(path) as image:
+            return plain_picture(image, ground)
+    except Exception as error:                  # a codec may raise anything
+        raise UserError(f"{flag} {path}: no readable picture ({type(error).__name__}: {error})"
+                        ) from None

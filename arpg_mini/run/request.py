@@ -1,0 +1,126 @@
+"""The flags of sample_mini.py, and which of them contradict each other.
+
+The one idea: every flag is checked before anything is loaded. (This file does not import torch, so
+that `--help` and mistakes are answered at once.)
+"""
+
+import argparse
+from pathlib import Path
+
+from .. import UserError
+from ..config import GUIDANCE_SCHEDULES, ORDERS, POSITIONS, SCHEDULES, WITHIN_STEP
+from .command import DEVICE, PRECISION, Parser, number, numbers
+
+COUNT = number(int, 1)
+FLAGS = {
+    "what": [
+        ("--classes", str, "numbers or names, separated by commas (default: all, in turn)"),
+        ("--released", Path, "the authors' ARPG weights, in place of a run"),
+        ("--tokenizer", Path, "the tokenizer that goes with --released"),
+        ("--count", number(int, 1, 10**7), "images in all (default 40; with --released or when "
+         "editing: one per class of --classes, or 1 edit)"),
+        ("--seed", number(int, 0, 2**62), "image i is drawn from seed + i", 0),
+        ("--grid", numbers("HxW", 1), "HxW tokens, in place of the trained grid"),
+        ("--expand", COUNT, "draw this many times the trained grid, both ways"),
+        ("--control", Path, "a picture whose edges to follow (runs trained with --control edges)")],
+    "editing a picture, of any size: --count results": [
+        ("--inpaint", Path, "picture to fill under --mask or --box"),
+        ("--edit", Path, "picture to turn into --classes there"),
+        ("--was", str, "with --edit: the class it shows now, which guidance avoids"),
+        ("--outpaint", Path, "picture to put into a larger --grid"),
+        ("--mask", Path, "picture of the same size, light where to fill"),
+        ("--box", numbers("x0,y0,x1,y1", 0), "x0,y0,x1,y1: the rectangle of pixels to fill"),
+        ("--at", numbers("ROW,COL", 0), "ROW,COL of the grid for the picture's top left (default: "
+         "the middle)"),
+        ("--feather", number(int, 0, 10_000), "pixels of the seam to blend over", 0)],
+    "how": [
+        ("--steps", int, "decoding steps, 1 to the number of tokens (default: a quarter of them)"),
+        ("--schedule", SCHEDULES, "sizes of the steps", "arccos"),
+        ("--guidance", float, "strength of classifier-free guidance (default: the run's, or the "
+         "paper's best for the released size and --steps; 1: none)"),
+        ("--guidance-schedule", GUIDANCE_SCHEDULES, "linear rises to --guidance (default: the "
+         "run's, linear with --released)"),
+        ("--temperature", float, "below 1: less varied, above 1: more varied; 0: the likeliest id",
+         1.0),
+        ("--top-k", int, "draw only from the k likeliest ids (0: all)", 0),
+        ("--top-p", float, "draw from the likeliest ids whose total reaches p (1: all)", 1.0),
+        ("--order", ORDERS, "order of the tokens", "random"),
+        ("--positions", ("windows", *POSITIONS), "on larger grids: windows of the trained size, or "
+         "one window with other rotations", "windows"),
+        ("--within-step", WITHIN_STEP, "block: the tokens of a step see each other", "block"),
+        ("--weights", ("ema", "model"), "the running average, or the newest weights", "ema")],
+    "where": [
+        ("--out", Path, "picture of all images in a grid (default samples.png, unless --npz); when "
+         "editing, the result (default edited.png)"),
+        ("--gif", Path, "also write an animation of the tokens arriving, step by step"),
+        ("--npz", Path, "all images as arr_0, their classes as arr_1, for evaluators"),
+        ("--columns", COUNT, "of the grid", 10),
+        ("--batch-size", COUNT, "images drawn at a time (default: 100, fewer if they are large)"),
+        DEVICE,
+        ("--precision", PRECISION, "of the weights (default: bfloat16 for --released on cuda)"),
+        ("--gpus", COUNT, "processes that share the work, one per GPU", 1),
+        ("--compile", bool, "torch.compile the blocks and, on cuda, replay batches as CUDA graphs: "
+         "slow to start, fast for many images")]}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags of sample_mini.py, as given."""
+    parser = Parser("sample_mini.py", description="Draw images from a trained run, or from the "
+                    "authors' weights; edit pictures with them.")
+    parser.add_argument("run", type=Path, nargs="?",
+                        help="run folder, as train_mini.py leaves it; or --released")
+    parser.add_flags(FLAGS)
+    return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check the flags, and fill in what depends on others. UserError names the flag that is wrong.
+    """
+    if (options.run is None) == (options.released is None):
+        raise UserError("give a run folder or --released FILE, one of the two")
+    if (options.released is None) != (options.tokenizer is None):
+        raise UserError("--released FILE and --tokenizer FILE go together")
+    if options.count is None:
+        jobs = options.inpaint or options.edit or options.outpaint
+        one_each = options.classes and (options.released or jobs)
+        options.count = options.classes.count(",") + 1 if one_each else 1 if jobs else 40
+    jobs = [flag for flag in ("inpaint", "edit", "outpaint") if getattr(options, flag)]
+    if len(jobs) > 1 or (jobs and (options.npz or options.expand or options.control)):
+        raise UserError(f"--{jobs[0]}: goes without --npz, --expand, --control, and one at a time")
+    options.job = jobs[0] if jobs else None
+    if jobs and options.out is None:
+        options.out = Path("edited.png")
+    if jobs and options.gpus > 1:
+        raise UserError(f"--gpus {options.gpus}: one process edits one picture")
+    needs = {"inpaint": 1, "edit": 1}.get((jobs or [None])[0], 0)
+    if bool(options.mask) + bool(options.box) != needs:
+        raise UserError("--mask, --box: one of the two with --inpaint and --edit, else neither")
+    if jobs == ["edit"] and not options.classes:
+        raise UserError("--edit: needs --classes, what to turn it into")
+    if (jobs == ["outpaint"]) > bool(options.grid) or (options.expand and options.grid):
+        raise UserError("--grid: --outpaint needs it; --expand goes without")
+    if options.was and jobs != ["edit"]:
+        raise UserError("--was: goes with --edit")
+    if options.at and jobs != ["outpaint"]:
+        raise UserError("--at: goes with --outpaint")
+    if jobs:
+        names = [f"-{i}" for i in range(1, options.count + 1)] if options.count > 1 else [""]
+        options.results = [options.out.with_stem(options.out.stem + name)
+                           for name in (*names, "-strip")]
+    outputs = [f.resolve() for f in (*(options.results if jobs else [options.out]), options.gif,
+                                     options.npz) if f]
+    inputs = {f.resolve() for f in (options.released, options.tokenizer, options.inpaint,
+                                    options.edit, options.outpaint, options.mask, options.control)
+              if f}
+    if len(set(outputs) - inputs) < len(outputs):
+        raise UserError("--out, --gif, --npz: must be different files, none of them read from")
+    if options.out is None and options.npz is None:
+        options.out = Path("samples.png")
+    if options.out and options.count > 2000:
+        raise UserError(f"--count {options.count}: more than 2000 do not fit a grid; use --npz "
+                        "FILE without --out")
+    for flag, file in (("--out", options.out), ("--gif", options.gif), ("--npz", options.npz)):
+        if file and file.is_dir():
+            raise UserError(f"{flag} {file}: is a folder, not a file")
+        if file and not file.parent.is_dir():
+            raise UserError(f"{flag} {file}: no such folder as {file.parent}")
