@@ -1,4 +1,4 @@
-"""The chapters can't drift: examples run, excerpts are the source's, numbers are the results'."""
+"""The chapters stay correct: examples run, excerpts equal the source, numbers equal the results."""
 
 import doctest
 import importlib
@@ -14,8 +14,8 @@ from tests.helpers import ROOT
 
 TUTORIAL = ROOT / "tutorial"
 CHAPTERS = sorted(TUTORIAL.glob("0*_*.md"))
-TEXTS = [*CHAPTERS, *(TUTORIAL / name for name in ("README.md", "teaching.md")
-                      if (TUTORIAL / name).exists())]
+TEXTS = [*CHAPTERS, TUTORIAL / "README.md", TUTORIAL / "teaching.md", TUTORIAL / "measured.md",
+         ROOT / "README.md"]
 RESULTS = json.loads((TUTORIAL / "results.json").read_text())
 
 
@@ -25,7 +25,7 @@ def ids(path):
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=ids)
 def test_examples_run(chapter, monkeypatch):
-    """Every `>>>` of a chapter, one after the other, from the top of the repository."""
+    """Runs every `>>>` of a chapter, one after the other, in the root of the repository."""
     monkeypatch.chdir(ROOT)
     failed, tried = doctest.testfile(
         str(chapter), module_relative=False, verbose=False,
@@ -34,7 +34,7 @@ def test_examples_run(chapter, monkeypatch):
 
 
 def excerpts(text: str) -> list[tuple[str, str, str]]:
-    """(file, name, code) of blocks that begin ```python arpg_mini/attention.py rotate"""
+    """(file, name, code) of blocks that begin with ```python arpg_mini/attention.py rotate"""
     return re.findall(r"```python (\S+\.py) (\S+)\n(.*?)```", text, re.S)
 
 
@@ -46,7 +46,8 @@ def source(file: str, name: str) -> str:
 
 
 def is_excerpt(code: str, whole: str) -> bool:
-    """Line for line and in one piece, but for `...` on lines of their own and the indentation."""
+    """Is it in the source line by line, in one piece? A line `...` skips lines of the source.
+    Indentation does not count."""
     def lines(text):
         return [line.strip() for line in text.splitlines() if line.strip()]
     at, whole_lines = 0, lines(whole)
@@ -63,7 +64,7 @@ def is_excerpt(code: str, whole: str) -> bool:
 @pytest.mark.parametrize("text", TEXTS, ids=ids)
 def test_excerpts_are_the_sources(text):
     for file, name, code in excerpts(text.read_text()):
-        assert is_excerpt(code, source(file, name)), f"{text.name}: {file} {name} has other lines"
+        assert is_excerpt(code, source(file, name)), f"{text.name}: differs from {file} {name}"
 
 
 def test_an_excerpt_that_was_changed_is_noticed():
@@ -77,13 +78,13 @@ def test_an_excerpt_that_was_changed_is_noticed():
 
 
 def quoted(text: str) -> list[tuple[str, str]]:
-    """(number, key) of numbers that say where they are from: 0.814<!-- key -->"""
+    """(number, key) of numbers that name their source: 0.814<!-- key -->"""
     return re.findall(r"(-?[\d][\d,]*\.?\d*)(?: ?%)?<!-- ([\w.]+) -->", text)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ids)
 def test_numbers_are_those_of_the_results(text):
-    """As many digits as are quoted, of the value that stands in results.json."""
+    """A quoted number is the value in results.json, rounded to as many digits."""
     for number, key in quoted(text.read_text()):
         assert key in RESULTS, f"{text.name}: {key} is not in results.json"
         digits = len(number.partition(".")[2])
@@ -124,7 +125,7 @@ def test_a_chapter_has_all_its_parts(chapter):
 
 
 def test_every_figure_is_drawn_and_shown():
-    """Names only; the slow run draws them anew and compares."""
+    """This compares only names. The slow run draws the figures again and compares them."""
     from tutorial.figures import figures
     drawn = {path.stem for path in (TUTORIAL / "figures").glob("*.png")}
     shown = {name for text in TEXTS
