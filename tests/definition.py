@@ -1,9 +1,9 @@
-"""ARPG once more, from its formulas alone: NumPy, loops, one vector at a time.
+"""A second ARPG, written from its formulas alone: NumPy, loops, one vector at a time.
 
-The paper's formulas, and the released weights' class slot, whose key and query are zero. Nothing is
-shared with the package but the weights' names and the sizes. It takes a list of slots, is told
-which slot sees which, and answers one question. It is slow and that is its use: when the package
-and this page differ, one of them can be checked by hand.
+It computes the paper's formulas, with the class slot of the released weights: its key and query are
+zero. It shares only the weights' names and the sizes with the package. It takes a list of slots,
+and which slot sees which. It returns the logits of one query. It is slow but simple: when the
+package and this file differ, you can check this file by hand.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from arpg_mini import ARPG
 
 
 def turn(vector: np.ndarray, place: tuple[int, int] | None, base: float) -> np.ndarray:
-    """Rotary position: features (2k, 2k+1) turned by the k-th angle. No place: the zero vector."""
+    """Rotary position: rotate features (2k, 2k+1) by the k-th angle. No place: the zero vector."""
     if place is None:
         return np.zeros_like(vector)
     out, half = np.empty_like(vector), len(vector) // 2
@@ -40,7 +40,7 @@ def answer(model: ARPG, ids: list[int], places: list, sees: np.ndarray,
     """(V,) logits of the id at `target`, a (row, column), given S slots of content.
 
     ids: S rows of the embedding table. places: each slot's (row, column), None for the class.
-    sees: (S, S), whether a slot (row) sees another (column). The query sees all S.
+    sees: (S, S), sees[a, b] is true if slot a sees slot b. The query sees all S slots.
     """
     w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     c, slots, head_dim = model.config, range(len(ids)), model.config.head_dim
@@ -81,17 +81,18 @@ def answer(model: ARPG, ids: list[int], places: list, sees: np.ndarray,
 def finished_image_logits(model: ARPG, image: list[int], label: int, grid: tuple[int, int],
                           known: list[int], order: list[int], sizes: list[int],
                           within_step: str) -> np.ndarray:
-    """(U, V): what each step's queries must have answered on the way to a finished image.
+    """(U, V): the logits that each step's queries must have had while this image was decoded.
 
     image: N raster ids. known: positions given before the first step, ascending.
-    order: the U others as decoded, `sizes` of them per step. Training is known = [], a size of one.
+    order: the other U positions in decoding order; step s decodes sizes[s] of them. Training is
+    the case of nothing known and steps of one token.
     """
     def place(position):
         return divmod(position, grid[1])
 
     ids = [model.config.vocab_size + 1 + label] + [image[p] for p in known]
     places = [None] + [place(p) for p in known]
-    wrote, answers = [0] + [1] * len(known), []                        # the step that wrote a slot
+    wrote, answers = [0] + [1] * len(known), []                        # each slot's step
     starts = np.cumsum([0, *sizes])
     for step, (start, end) in enumerate(zip(starts, starts[1:]), start=2):
         group, rank = np.array(wrote), np.arange(len(wrote))

@@ -1,8 +1,8 @@
-"""What the properties quantify over: grids, orders, groupings into steps, whole decodes.
+"""The Hypothesis strategies of the properties: grids, orders, groupings into steps, whole decodes.
 
-`for_all(case=decodes())` reads "for all decodes". Every strategy shrinks towards what is easiest to
-follow by hand (two tokens, one layer, one head, one sample, raster order), so a failing property
-ends with the smallest decode that breaks it.
+`for_all(case=decodes())` reads "for all decodes". Every strategy shrinks towards the case that is
+easiest to follow by hand (two tokens, one layer, one head, one sample, raster order). A failing
+property therefore ends with the smallest decode that breaks it.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arpg_mini import ARPG, decoding
+from arpg_mini.config import GUIDANCE_SCHEDULES, WITHIN_STEP
 from tests.helpers import tiny_model
 
-V, C = 7, 3                                  # vocabulary and classes; label C means no class
+V, C = 7, 3                                  # numbers of ids and classes; label C: no class
 
 
 def for_all(examples: int = 100, **quantities):
-    """∀: a Hypothesis test over `quantities`, which keeps what it is made of for the mutants.
+    """∀: a Hypothesis test over `quantities`. It keeps its parts as attributes, for the mutants.
 
-    `examples` is scaled by the profile: five times as many with `--hypothesis-profile thorough`.
+    The profile scales `examples`: five times as many with `--hypothesis-profile thorough`.
     """
     def decorate(claim: Callable) -> Callable:
         many = max(1, examples * settings.default.max_examples // 100)
@@ -36,8 +37,8 @@ def for_all(examples: int = 100, **quantities):
     return decorate
 
 
-# Lists, smallest first, where all members shall be as likely: integers would mostly be small.
-# 1×n, n×1, prime numbers of tokens, more rows than columns and the other way round.
+# Lists, smallest first: all members are equally likely, while integers would mostly be small.
+# Grids: 1×n, n×1, prime numbers of tokens, more rows than columns, more columns than rows.
 grids = st.sampled_from([(1, 2), (2, 1), (1, 3), (2, 2), (1, 5), (2, 3), (3, 2), (1, 7), (7, 1),
                          (3, 3), (2, 5), (5, 2), (3, 4), (4, 3), (1, 13), (3, 5)])
 layers = st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3]))   # content, query
@@ -48,14 +49,14 @@ labels = st.integers(0, C)                                   # C: no class
 
 
 def permutations(n: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Orders: order[t] is the raster position decoded t-th."""
+    """Orders: order[t] is the raster position that is decoded t-th."""
     return st.permutations(range(n)).map(tuple)
 
 
 def compositions(n: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Groupings of n positions into steps, each of one or more: 1 step, n steps, and all between.
+    """Groupings of n positions into 1 to n steps; each step has one position or more.
 
-    Between two neighbours there is a cut or there is none: 2^(n-1) groupings, bits of a number.
+    Between two neighbours there is a cut or no cut: 2^(n-1) groupings, the bits of a number.
     """
     def sizes(cuts: int) -> tuple[int, ...]:
         ends = [i + 1 for i in range(n) if cuts >> i & 1 or i == n - 1]
@@ -64,7 +65,7 @@ def compositions(n: int) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def partial_images(n: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Known ids, -1 where unknown: nothing, something, or everything known."""
+    """The known ids of an image, -1 where unknown. Nothing, some ids or everything is known."""
     def ids(unknowns: int):
         one = st.sampled_from([-1] * unknowns + list(range(V)))
         return st.lists(one, min_size=n, max_size=n).map(tuple)
@@ -80,14 +81,14 @@ def new_model(grid: tuple[int, int], layers: tuple[int, int], heads: int, head_w
                              rope_base=rope_base) | more)
 
 
-model_of = lru_cache(maxsize=200)(new_model)     # shared: leave it as it was
+model_of = lru_cache(maxsize=200)(new_model)     # shared: do not change the models
 
 
 @dataclass(frozen=True, repr=False)
 class Decode:
-    """Everything a decode depends on; its model's weights follow from the sizes.
+    """Everything that a decode depends on. The model's weights follow from its sizes.
 
-    Without `sizes` it is an example to train on: an order, a class, and no steps.
+    Without `sizes` it is a training example: an order, a class, and no steps.
     """
 
     grid: tuple[int, int]
@@ -98,7 +99,7 @@ class Decode:
     rope_base: float
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
-    orders: tuple[tuple[int, ...], ...] | None   # one permutation a sample; None: the seeds' own
+    orders: tuple[tuple[int, ...], ...] | None   # a permutation per sample; None: by the seeds
     sizes: tuple[int, ...] | None                # unknown positions per step
     within_step: str
     guidance: float
@@ -134,13 +135,13 @@ class Decode:
 
     @property
     def known_rows(self) -> Tensor:
-        """(B, N): the same positions known in every sample, with other ids in each."""
+        """(B, N): the same positions are known in every sample, with different ids."""
         known, by_sample = torch.tensor(self.known), torch.tensor(self.seeds)[:, None]
         return torch.where(known >= 0, (known + by_sample) % V, -1)
 
     @property
     def unknown_orders(self) -> Tensor:
-        """(B, U) positions in the order they are decoded, known ones left out."""
+        """(B, U): the unknown positions in decoding order."""
         return torch.tensor([[p for p in order if self.known[p] < 0] for order in self.orders])
 
     @property
@@ -158,7 +159,7 @@ class Decode:
         return trace(decoder, model or self.model, self.labels, self.seeds, draws, **self.settings)
 
     def query(self, b: int, t: int) -> str:
-        """In words: which query that is, and what it may read, step by step."""
+        """Describe a query in words: where it is, and what it may read, step by step."""
         order, ends = self.unknown_orders[b].tolist(), list(accumulate(self.sizes))
         step = sum(end <= t for end in ends)
         groups = [["class"], [p for p, x in enumerate(self.known) if x >= 0]]
@@ -183,36 +184,35 @@ def a_decode(draw, *, one_a_step: bool = False, nothing_known: bool = False, ste
         heads=draw(heads), head_width=draw(head_widths),
         labels=draw(st.tuples(*[labels] * b)), seeds=draw(st.tuples(*[seeds] * b)),
         orders=None if own_orders else draw(st.tuples(*[permutations(n)] * b)), sizes=sizes,
-        within_step=draw(st.sampled_from(decoding.WITHIN_STEP)),
+        within_step=draw(st.sampled_from(WITHIN_STEP)),
         guidance=draw(st.sampled_from([1.0, 2.5, 7.0, 1.0, 0.5, 0.0])),
-        guidance_schedule=draw(st.sampled_from(decoding.GUIDANCE_SCHEDULES)), known=known)
+        guidance_schedule=draw(st.sampled_from(GUIDANCE_SCHEDULES)), known=known)
 
 
 decodes = st.composite(a_decode)
 
 
 def lessons(**more) -> st.SearchStrategy[Decode]:
-    """Examples to train on."""
+    """Training examples."""
     return decodes(steps=False, **more)
 
 
 @dataclass
 class Trace:
-    """What a decode did, in the order it decoded: its U unknown positions' logits and noise."""
+    """What a decode did: the logits and noise of its U unknown positions, in decoding order."""
 
     ids: Tensor                                  # (B, N)
     logits: Tensor                               # (B, U, 1 or 2 with guidance, V)
-    guided: Tensor                               # (B, U, V), what ids were drawn from
+    guided: Tensor                               # (B, U, V): the ids were drawn from these
     noise: Tensor                                # (B, U)
-    share_done: list[float]                      # of each call of `sample`
+    share_done: list[float]                      # as given to each call of `sample`
 
 
 def trace(decoder: Callable, model: ARPG, labels, seeds, draws: Tensor | None = None,
           **how) -> Trace:
-    """Run `decode` or `decode_sequential`, listening to what `ask` answers and to
-    what reaches `sample`.
+    """Run `decode` or `decode_sequential`, and record what `ask` returns and what `sample` gets.
 
-    `draws` (B, U): what `decode` shall draw, in its order, in place of what it would.
+    `draws` (B, U): ids in decoding order. If given, they replace the ids that `sample` draws.
     """
     answers, logits, guided, noise, shares = [], [], [], [], []
     true_sample, true_ask = decoding.sample, model.ask
@@ -242,7 +242,7 @@ def trace(decoder: Callable, model: ARPG, labels, seeds, draws: Tensor | None = 
     b = len(labels)
     if not logits:                               # everything was known
         return Trace(ids, torch.empty(b, 0, 1, V), torch.empty(b, 0, V), torch.empty(b, 0), shares)
-    # Sequentially (1, 1, …) each, sample by sample.
+    # `decode_sequential` makes calls of (1, 1, …), sample by sample.
     whole = [torch.cat(x, 1).view(b, -1, *x[0].shape[2:]) for x in (logits, guided, noise)]
     return Trace(ids, *whole, shares)
 
@@ -256,7 +256,8 @@ def short(numbers) -> str:
 
 
 def chi_squared_p(counts: Tensor, expected: Tensor) -> float:
-    """How often a true sampler's counts are as far off; cells expecting under 10 are pooled."""
+    """The p-value: how often a correct sampler's counts are as far off. Pools cells that expect
+    fewer than 10."""
     rare = expected < 10
     counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))
     counts, expected = counts[expected > 0], expected[expected > 0]

@@ -1,6 +1,6 @@
-"""What the cache and the rotary positions must hold for themselves.
+"""Properties of the cache and of the rotary positions, each part on its own.
 
-`test_equivalence.py` says what the whole must do; when it fails, a property here often says why.
+`test_equivalence.py` tests the whole. When it fails, a property here often says why.
 """
 
 import math
@@ -26,7 +26,7 @@ widths = st.sampled_from([4, 8, 12, 16])
 
 
 class WatchedCache(Cache):
-    """A cache that begins as NaN, so that a slot read before it is written spoils every logit."""
+    """A cache that starts as NaN: reading a slot before it is written makes every logit NaN."""
 
     made: list["WatchedCache"] = []
 
@@ -38,16 +38,16 @@ class WatchedCache(Cache):
         self.made.append(self)
 
     def append(self, pair, length, keys, values):
-        """In place of `attention.append`."""
+        """Replaces `attention.append`."""
         layer = pair.storage_offset() // self.pairs.stride(0)
-        assert not keys.isnan().any(), f"before layer {layer} a slot was read that holds nothing"
+        assert not keys.isnan().any(), f"before layer {layer} an empty slot was read"
         before = self.pairs.clone()
         out = append(pair, length, keys, values)
         changed = (~((self.pairs == before) | (self.pairs.isnan() & before.isnan()))
                    ).flatten(1, 3).any(-1).any(1)                              # (layers, slots)
         first, wrote = self.length, changed.nonzero().tolist()
         expected = [[self.turn, s] for s in range(first, first + keys.shape[2])]
-        assert wrote == expected, f"[layer, slot] written: {wrote}; next in turn: {expected}"
+        assert wrote == expected, f"[layer, slot] written: {wrote}; expected: {expected}"
         assert before[layer, :, :, :, first:].isnan().all(), f"layer {layer}: a slot written twice"
         self.turn = (self.turn + 1) % len(self.pairs)
         return out
@@ -61,10 +61,10 @@ class WatchedCache(Cache):
 
 @for_all(case=decodes())
 def test_cache_slots_are_written_once_in_order(case):
-    """Every layer's slots are written one after the other, each once: class, known tokens, steps.
+    """Every layer's slots are written in order, each once: class, known tokens, steps.
 
-    None is left empty, none is allocated in vain, and nothing is read before it is written (it
-    would be NaN). Broken if a step's keys land in another's slots, or a layer's in another layer's.
+    No slot stays empty, no slot is allocated and never used, and none is read before it is written
+    (it would be NaN). Broken if keys are written to the slots of another step or another layer.
     """
     WatchedCache.made.clear()
 
@@ -74,7 +74,7 @@ def test_cache_slots_are_written_once_in_order(case):
     with patch.object(decoding, "Cache", WatchedCache), \
             patch.object(attention, "append", watched), patch.object(arpg, "append", watched):
         run = case.run(decode)
-    assert not run.logits.isnan().any(), "a query read a slot that holds nothing"
+    assert not run.logits.isnan().any(), "a query read an empty slot"
     cache, = WatchedCache.made
     known = sum(x >= 0 for x in case.known)
     lengths = [1] + [1 + known] * (known > 0)
@@ -86,9 +86,9 @@ def test_cache_slots_are_written_once_in_order(case):
 
 @for_all(grid=grids, width=widths, base=bases, data=st.data())
 def test_rotation_is_its_definition(grid, width, base, data):
-    """Row first, then column; interleaved pairs; frequencies base^(-2i/(K/2)).
+    """Row first, then column; interleaved pairs; the frequencies are base^(-2i/(K/2)).
 
-    Broken if axes, pairs or frequencies are swapped, or angles are kept in half precision.
+    Broken if axes, pairs or frequencies are swapped, or angles are stored in half precision.
     """
     row = data.draw(st.integers(0, grid[0] - 1), label="row")
     column = data.draw(st.integers(0, grid[1] - 1), label="column")
@@ -103,9 +103,10 @@ def test_rotation_is_its_definition(grid, width, base, data):
 
 @for_all(40, grid=grids, width=widths, seed=st.integers(0, 999))
 def test_rotation_is_in_float32_at_least(grid, width, seed):
-    """Half precision is turned as float32 and rounded once; a bfloat16 model has float32 angles.
+    """Half-precision vectors are rotated in float32, and rounded once. A bfloat16 model has float32
+    angles.
 
-    Broken if positions are kept or turned in half precision: at column 24 they would be off by 0.1.
+    Broken if angles are stored or applied in half precision: at column 24 they would be off by 0.1.
     """
     model = tiny_model(torch.bfloat16, heads=1, dim=width)
     large = (grid[0] + 20, grid[1] + 20)
@@ -116,16 +117,16 @@ def test_rotation_is_in_float32_at_least(grid, width, seed):
     x = torch.randn(1, 3, 1, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
     places = got[None, -4:-1]
     assert torch.equal(rotate(x, places), rotate(x.float(), places).bfloat16()), \
-        f"{short(x[0, 0, 0])} turned otherwise in bfloat16 than in float32"
+        f"{short(x[0, 0, 0])} rotated differently in bfloat16 and float32"
 
 
 @for_all(base=bases, width=widths, p=st.tuples(st.integers(0, 4), st.integers(0, 6)),
          q=st.tuples(st.integers(0, 4), st.integers(0, 6)),
          shift=st.tuples(st.integers(0, 5), st.integers(0, 5)), seed=st.integers(0, 999))
 def test_rotary_scores_know_displacements_only(base, width, p, q, shift, seed):
-    """Query at p, key at q: shifting both changes nothing; rows and columns stay apart.
+    """If a query at p and a key at q shift together, their score stays the same.
 
-    Broken if a score depends on where the two are, or a step down looks like a step right.
+    Broken if a score depends on absolute positions, or is the same for rows and columns.
     """
     grid = (10, 12)
     table, g = rotary_table(grid, width, base), torch.Generator().manual_seed(seed)
@@ -147,10 +148,10 @@ def test_rotary_scores_know_displacements_only(base, width, p, q, shift, seed):
 
 @for_all(case=lessons(batch=st.just(1)), slots=st.integers(0, 5),
          shift=st.tuples(st.integers(0, 3), st.integers(0, 3)))
-def test_moving_everything_moves_nothing(case, slots, shift):
-    """The whole model, shifted as one on a larger grid, answers the same.
+def test_shifting_all_positions_changes_nothing(case, slots, shift):
+    """The model's logits stay the same when all positions shift together on a larger grid.
 
-    Broken if a key or a query, in either pass, is rotated twice, or its partner alone is.
+    Broken if, in either pass, a key or a query is rotated twice or not at all.
     """
     model, (height, width) = case.model, case.grid
     large = (height + 3, width + 3)
@@ -167,15 +168,15 @@ def test_moving_everything_moves_nothing(case, slots, shift):
             return model.head(model.ask(table[torch.tensor([[there(target)]])], keys, values))
 
     gap = (logits(0, 0) - logits(*shift)).abs().max()
-    assert gap < 1e-9, (f"tokens at {slots}, query at {target}: shifted by {shift} the logits "
+    assert gap < 1e-9, (f"tokens at {slots}, query at {target}: shifted by {shift}, the logits "
                         f"change by {gap:.2g}")
 
 
 @for_all(grid=grids, sizes=layers, data=st.data())
 def test_the_class_slot_scores_zero_everywhere(grid, sizes, data):
-    """In every layer the class's key is the zero vector: whatever asks, from wherever, scores it 0.
+    """In every layer the class's key is the zero vector: every query's score for it is 0.
 
-    Broken if the class slot is rotated, as a position 0 would be.
+    Broken if the class slot is rotated like position 0.
     """
     model, n = model_of(grid, sizes, 2, 8), grid[0] * grid[1]
     label = data.draw(st.integers(0, C), label="class")
@@ -190,23 +191,23 @@ def test_the_class_slot_scores_zero_everywhere(grid, sizes, data):
         assert keys[:, :, 1].abs().max() > 0, f"layer {layer}: a token's key is zero too"
 
 
-def test_memory_goes_on_to_the_next_cache_of_its_shape_and_to_no_other():
-    """Handed back it serves one cache, never two at a time, and none of another shape or type."""
+def test_released_memory_is_reused_by_one_cache_of_the_same_shape():
+    """Broken if two caches share memory, or if a cache gets memory of another shape or type."""
     sizes = 2, 1, 2, 5, 8
     with torch.inference_mode():
         first = Cache(*sizes)
     memory = first.pairs.data_ptr()
-    assert Cache(*sizes).pairs.data_ptr() != memory, "taken while it was in use"
+    assert Cache(*sizes).pairs.data_ptr() != memory, "memory reused while in use"
     first.release()
     second, third = Cache(*sizes), Cache(*sizes)
-    assert second.pairs.data_ptr() == memory, "not taken"
-    assert third.pairs.data_ptr() != memory, "taken twice"
-    second.pairs.zero_()                        # of inference mode this would be refused
+    assert second.pairs.data_ptr() == memory, "memory not reused"
+    assert third.pairs.data_ptr() != memory, "memory reused twice"
+    second.pairs.zero_()                        # an inference-mode tensor would refuse this
     for other in (dict(dtype=torch.float64), dict(device="meta")):
         second.release()
         made = Cache(*sizes, **other).pairs
         assert (made.dtype, made.device.type) == (
-            other.get("dtype", torch.float32), other.get("device", "cpu")), f"taken for {other}"
-        assert Cache.spare is None, "kept though nobody may want it any more"
+            other.get("dtype", torch.float32), other.get("device", "cpu")), f"reused for {other}"
+        assert Cache.spare is None, "memory kept that did not fit"
     second.release()
-    assert Cache(2, 1, 2, 6, 8).pairs.shape[-2] == 6, "taken for more slots"
+    assert Cache(2, 1, 2, 6, 8).pairs.shape[-2] == 6, "memory reused for more slots"

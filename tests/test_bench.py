@@ -1,4 +1,4 @@
-"""Measuring is measuring: real steps of real loops, beside floors that are counted right."""
+"""The benchmarks measure real steps of real loops, and count their floors correctly."""
 
 import json
 import sys
@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from arpg_mini import attention, bench, bench_decode, decoding, plan, raster, timing
+from arpg_mini import attention, decoding
 from arpg_mini.config import ModelConfig, presets
 from arpg_mini.decoding import decode_steps
-from arpg_mini.raster import Raster, raster_steps
-from tests.helpers import tiny_model
+from arpg_mini.measure import bench, bench_decode, raster, timing
+from arpg_mini.measure.raster import Raster, raster_steps
+from arpg_mini.run import plan
+from tests.helpers import code_of, tiny_model
 
 SMALL = ModelConfig(dim=24, heads=2, content_layers=2, query_layers=3, vocab_size=37, num_classes=5,
                     grid=(3, 4), ffn_hidden=40)
@@ -28,7 +30,7 @@ def arpg_model():
 
 def raster_model(dtype=torch.float64) -> Raster:
     model = bench_decode.build(Raster, SMALL, CPU, dtype)
-    for p in model.parameters():                # far from what it starts with
+    for p in model.parameters():                # unlike the initial weights
         torch.nn.init.normal_(p, 0.0, 0.4)
     return model
 
@@ -40,7 +42,7 @@ def run(monkeypatch, capsys, *arguments) -> list[dict]:
 
 
 def flops(work) -> int:
-    # By plain products: what the fused attention kernels do is counted on some devices only.
+    # With plain products: PyTorch counts fused attention kernels on some devices only.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for _ in work:
             pass
@@ -48,7 +50,7 @@ def flops(work) -> int:
 
 
 def test_a_training_step_is_timed_and_its_memory_taken(monkeypatch, capsys):
-    """In processes of their own; the floor is the plan's FLOPs at the measured rate."""
+    """It runs in a process of its own. Its floor is the plan's FLOPs at the measured rate."""
     monkeypatch.setattr(bench, "matrix_rate", lambda *_: 1e12)
     row, = run(monkeypatch, capsys, "train", "--batch-size", "64", "--repeats", "2", "--variants",
                "chunked")
@@ -59,8 +61,8 @@ def test_a_training_step_is_timed_and_its_memory_taken(monkeypatch, capsys):
     assert 0.5 < row["peak_bytes"] / row["planned_bytes"] < 1.5
 
 
-def test_the_two_losses_are_one():
-    """What is timed as whole logits is the loss that training computes in chunks."""
+def test_the_two_losses_are_equal():
+    """The loss that is timed with whole logits equals the loss that training computes in chunks."""
     preset = presets()["shapes"]
     torch.manual_seed(0)
     model = bench.ARPG(preset.model).eval()
@@ -72,13 +74,13 @@ def test_the_two_losses_are_one():
                                model(*arguments, loss_rows=7))
 
 
-def test_rates_are_rates():
+def test_measured_rates_are_plausible():
     assert 1e8 < timing.matrix_rate(CPU, torch.float32, n=256) < 1e14
     assert 1e8 < timing.bandwidth(CPU, numbers=2**20) < 1e13
 
 
-def test_works_take_turns_and_every_step_has_its_own_time():
-    """The seconds of the slow one's step are its own, the first two steps of both uncounted."""
+def test_loops_are_timed_alternately_and_step_by_step():
+    """A slow step adds only to its own time. The first two steps of both loops are not counted."""
     said = []
 
     def work(name, steps):
@@ -96,8 +98,9 @@ def test_works_take_turns_and_every_step_has_its_own_time():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_raster_with_its_cache_is_raster_without(guidance):
-    """Id for id after every step, and the keys it keeps are those of a causal transformer."""
+def test_raster_order_with_a_cache_equals_raster_order_without(guidance):
+    """The ids are equal after every step. Broken if the cached keys are not those of a causal
+    transformer."""
     model, labels, seeds = raster_model(), torch.tensor([4, 0, 2]), [7, 8, 9]
     kept, anew = ([ids.clone() for ids in raster_steps(model, labels, seeds, guidance, cached)]
                   for cached in (True, False))
@@ -138,11 +141,12 @@ def test_flops_of_raster_order_are_those_that_pytorch_counts(cached):
 
 
 def read_bytes(monkeypatch, work) -> list[int]:
-    """Of weights multiplied by, and of different keys and values attended to, in every step."""
+    """The bytes that each step reads: the weights in its products, each time they are used, and the
+    different keys and values in its attention."""
     seen, linear, attend = [{}], F.linear, F.scaled_dot_product_attention
 
     def watched_linear(x, weight):
-        seen[-1][len(seen[-1])] = weight.nbytes         # each time it is used
+        seen[-1][len(seen[-1])] = weight.nbytes         # counted at each use
         return linear(x, weight)
 
     def watched_attend(q, k, v, **how):
@@ -158,7 +162,8 @@ def read_bytes(monkeypatch, work) -> list[int]:
 
 
 def test_bytes_are_those_that_are_read(monkeypatch):
-    """A model's weights once a step, the cache's filled part once, however many layers share it."""
+    """Every step reads the model's weights once, and the filled part of the cache once, however
+    many layers share it."""
     sizes = [2, 3, 7]
     work = decode_steps(arpg_model(), [0, 1], [0, 1], steps=sizes)
     costs = plan.decode_costs(SMALL, sizes, 2)
@@ -168,8 +173,8 @@ def test_bytes_are_those_that_are_read(monkeypatch):
 
 
 def test_the_bare_products_are_a_decodes_products():
-    """As many FLOPs as the decode without its attention, but for [MASK] projected every time and
-    the head multiplying both halves."""
+    """Their FLOPs are those of the decode without its attention, with two exceptions: [MASK] is
+    projected every time, and the head multiplies both halves."""
     sizes, rows, c = [1, 4, 7], 6, SMALL
     model = arpg_model()
     attended, past = 0, 0
@@ -189,12 +194,12 @@ def test_prefixes_are_steps_of_the_raster_model_without_a_cache():
         costs[n - 1][0] for n in lengths)
 
 
-def test_between_measured_lengths_runs_a_line():
+def test_times_between_measured_lengths_are_interpolated():
     filled = bench_decode.between([1, 5, 7], np.array([[2.0, 10.0, 10.0]]))
     assert filled.tolist() == [[2, 4, 6, 8, 10, 10, 10]]
 
 
-def test_decoding_is_timed_beside_its_limit_and_what_else_one_would_run(monkeypatch, capsys):
+def test_decoding_is_timed_with_its_floor_and_the_baselines(monkeypatch, capsys):
     monkeypatch.setattr(bench_decode, "matrix_rate", lambda *_: 1e12)
     monkeypatch.setattr(bench_decode, "bandwidth", lambda *_: 1e10)
     rows = run(monkeypatch, capsys, "decode", "--batch-size", "2,3", "--steps", "5,4", "--repeats",
@@ -215,8 +220,9 @@ def test_decoding_is_timed_beside_its_limit_and_what_else_one_would_run(monkeypa
                                                          for f, b in costs))
 
 
-def test_a_caches_bytes_are_the_formulas(monkeypatch):
-    """And half of a raster-order model's with as many layers of both kinds, and one pair more."""
+def test_the_bytes_of_a_cache_are_those_of_the_formula(monkeypatch):
+    """For equal numbers of content and query layers, the cache is half of a raster-order model's,
+    plus one pair."""
     taken = []
 
     class Results:
@@ -231,8 +237,8 @@ def test_a_caches_bytes_are_the_formulas(monkeypatch):
     assert peak >= 0
 
 
-def test_memory_is_measured_beside_raster_order(monkeypatch, capsys):
-    """In processes of their own; stood in for by figures here."""
+def test_memory_is_compared_with_raster_order(monkeypatch, capsys):
+    """The measurements run in processes of their own. Here, fixed numbers replace them."""
     monkeypatch.setattr(bench_decode, "in_a_process", lambda work, kind, config, *rest: (
         100, {"ARPG": 30, "raster": 60}[kind] * config.grid[0] // 6, 50 * config.grid[0] // 6))
     ours, raster, larger = run(monkeypatch, capsys, "memory", "--batch-size", "4")
@@ -272,20 +278,17 @@ def test_tables_have_a_line_for_each_row(arguments, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["train", "--batch-size", "0"], "--batch-size: 0"),
-    (["train", "--repeats", "-1"], "--repeats: -1"), (["train", "--repeats", "2,3"], "--repeats"),
-    (["train", "--loss-rows", "0"], "--loss-rows: 0"),
-    (["train", "--variants", "fast"], "--variants: fast"), (["train", "--preset", "x"], "--preset"),
+    (["train", "--batch-size", "0"], "--batch-size 0"),
+    (["train", "--repeats", "-1"], "--repeats -1"), (["train", "--repeats", "2,3"], "--repeats"),
+    (["train", "--loss-rows", "0"], "--loss-rows 0"),
+    (["train", "--variants", "fast"], "--variants fast"), (["train", "--preset", "x"], "--preset"),
     (["train", "--device", "tpu"], "--device tpu"), (["train", "--steps", "3"], "--steps"),
-    (["decode", "--steps", "37"], "--steps 37"), (["decode", "--steps", "4,"], "--steps: 4,"),
-    (["decode", "--guidance", "nan"], "--guidance nan"), (["memory", "--steps", "0"], "--steps: 0"),
-    (["decode", "--baselines", "gpt"], "--baselines: gpt"), (["fly"], "fly"), ([], "what"),
-    (["scaling", "--sweeps", "depth,hue"], "--sweeps: hue")])
+    (["decode", "--steps", "37"], "--steps 37"), (["decode", "--steps", "4,"], "--steps 4,"),
+    (["decode", "--guidance", "nan"], "--guidance nan"), (["memory", "--steps", "0"], "--steps 0"),
+    (["decode", "--baselines", "gpt"], "--baselines gpt"), (["fly"], "fly"), ([], "what"),
+    (["scaling", "--sweeps", "depth,hue"], "--sweeps hue")])
 def test_mistakes_end_in_one_line(arguments, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    try:
-        code = bench.main()
-    except SystemExit as end:
-        code = end.code
+    code = code_of(bench.main)
     error = capsys.readouterr().err
     assert code == 2 and says in error and error.count("\n") == 1

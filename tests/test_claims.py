@@ -1,5 +1,4 @@
-"""The command that repeats the paper's ablations: its variant, its tables, its being interrupted.
-"""
+"""The command that repeats the paper's ablations: its variant, its tables, and interruptions."""
 
 import json
 import re
@@ -17,7 +16,7 @@ TINY = claims.Size(pictures=80, tokenizer_steps=4, judge_steps=3, steps=2, batch
 
 
 def per_layer(model: ARPG) -> claims.PerLayerKV:
-    """The variant with the same weights, keys and values of every layer those that it shared."""
+    """The variant with the same weights: every layer gets a copy of the shared projection."""
     own = claims.PerLayerKV(model.config).to(torch.float64)
     state = model.state_dict()
     state["kv.weight"] = state["kv.weight"].repeat(len(model.query), 1)
@@ -39,8 +38,8 @@ def logits(model: ARPG) -> torch.Tensor:
     return model(tokens, torch.tensor([2, 0]), orders)
 
 
-def test_layers_that_project_alike_are_layers_that_share(variant):
-    """Broken if a layer gets another's keys or values, or its values for its keys."""
+def test_layers_with_equal_projections_equal_layers_that_share_one(variant):
+    """Broken if a layer gets another's keys or values, or its own values as keys."""
     model = tiny_model()
     assert torch.allclose(logits(per_layer(model)), logits(model), atol=1e-9)
     assert not torch.allclose(logits(variant), logits(model), atol=1e-2)
@@ -48,7 +47,7 @@ def test_layers_that_project_alike_are_layers_that_share(variant):
 
 @pytest.mark.parametrize("layer", range(3))
 def test_every_layer_of_the_variant_has_a_projection_of_its_own(variant, layer):
-    """Broken if some layer's keys and values are not used: then its weights change nothing."""
+    """Broken if a layer's own keys and values are not used: then its weights change nothing."""
     before, width = logits(variant), 2 * variant.config.dim
     with torch.no_grad():
         variant.kv.weight[layer * width:(layer + 1) * width] += 0.3
@@ -57,7 +56,7 @@ def test_every_layer_of_the_variant_has_a_projection_of_its_own(variant, layer):
 
 @pytest.mark.parametrize("within", ["block", "causal"])
 def test_the_variants_cache_is_no_approximation(variant, within):
-    """Broken if a layer's pairs are written over another's, or not at all."""
+    """Broken if a layer's keys and values overwrite another's, or are not written."""
     how = dict(steps=[2, 1, 5, 4, 3], guidance=2.5, within_step=within)
     cached = decode(variant, [2, 0], [3, 8], **how)
     assert torch.equal(cached, decode_sequential(variant, [2, 0], [3, 8], **how))
@@ -73,7 +72,7 @@ def test_a_fresh_variant_knows_nothing_and_has_the_models_other_weights():
 
 
 def test_tables_are_made_kept_shown_and_written(tmp_path, monkeypatch, capsys):
-    """A table that was interrupted goes on with the parts that are there, and changes nothing."""
+    """An interrupted table continues after the parts that are done, and does not change them."""
     monkeypatch.setattr(claims, "RESULTS", tmp_path / "results.json")
     claims.RESULTS.write_text('{"ch01.x": {"value": 1, "command": "c", "machine": "m"}}')
     out, names = tmp_path / "deep" / "claims.json", ["sharing"]
@@ -101,7 +100,7 @@ def test_tables_are_made_kept_shown_and_written(tmp_path, monkeypatch, capsys):
 
 
 class Stopping:
-    """A function that is interrupted when it is called once too often."""
+    """A function that is interrupted when it is called more than `after` times."""
 
     def __init__(self, work, after):
         self.work, self.after, self.calls = work, after, 0
@@ -113,8 +112,8 @@ class Stopping:
         return self.work(*arguments)
 
 
-def test_keys_are_such_as_prose_can_quote():
-    """Broken if two rows of a table get the same key, or one that the chapters can't name."""
+def test_the_chapters_can_quote_the_keys():
+    """Broken if two rows of a table get the same key, or a key that the chapters can't quote."""
     for name, (_, rows) in claims.TABLES.items():
         table = {row: {"accuracy": (0.5, 0.1)} for row in rows}
         keys = claims.entries(name, table, "c")

@@ -1,4 +1,4 @@
-"""Control: hints ride on queries, and every property of decoding stays."""
+"""Control: hints are added to queries, and every property of decoding still holds."""
 
 import pytest
 import torch
@@ -41,18 +41,18 @@ def test_cached_equals_uncached_with_a_control(model, steps, within, guidance, s
 
 
 def test_decoded_logits_are_the_trained_ones(model):
-    """One token a step, greedily: each is the likeliest by the training forward."""
+    """Greedy decoding, one token per step, chooses the ids with the largest training logits."""
     control = maps(2)
     ids = decode(model, [0, 1], [3, 4], steps=15, guidance=1, top_k=1, control=control)
-    from arpg_mini.decoding import random_orders
+    from arpg_mini.orders import random_orders
     orders = random_orders([3, 4], 15)
     logits = model.eval()(ids, torch.tensor([0, 1]), orders, control=control)
     assert torch.equal(logits.argmax(-1), ids.gather(1, orders))
 
 
 def test_a_map_matters_where_it_is_and_only_to_queries(model):
-    """A change in one corner of the map changes the logits of the targets near it and no others:
-    hints are of a position, and keys and values know nothing of them."""
+    """A change in one corner of the map changes the logits of the targets near it, and no others.
+    Broken if a hint reaches other positions, or changes keys and values."""
     a, b = maps(1), maps(1)
     b[..., :STRIDE, :STRIDE] = 0
     order, tokens = torch.arange(15)[None], torch.randint(11, (1, 15))
@@ -61,7 +61,7 @@ def test_a_map_matters_where_it_is_and_only_to_queries(model):
     assert changed[0, 0] and not changed[:, 3:].any()
 
 
-def test_a_new_adapter_says_nothing_and_a_map_of_minus_one_neither(model):
+def test_a_new_adapter_and_a_map_of_minus_one_change_nothing(model):
     fresh, plain = tiny_model(control_stride=STRIDE), tiny_model()
     torch.nn.init.zeros_(fresh.control.out.weight), torch.nn.init.zeros_(fresh.control.out.bias)
     plain.load_state_dict(fresh.state_dict(), strict=False)
@@ -75,7 +75,7 @@ def test_a_new_adapter_says_nothing_and_a_map_of_minus_one_neither(model):
 
 
 def test_windows_take_their_piece_of_the_map(model):
-    """On a larger grid, samples in another order or alone: the same."""
+    """On a larger grid, a sample of a batch is the same as the sample alone."""
     control, nothing = maps(2, grid=(6, 9)), torch.full((2, 6, 9), -1)
     both = editing.complete(model, nothing, [0, 1], [3, 4], steps=4, control=control)
     alone = editing.complete(model, nothing[:1], [1], [4], steps=4, control=control[1:])
@@ -92,8 +92,9 @@ def test_maps_of_another_size_are_named(model, control):
 
 
 def test_edges_are_the_sobel_gradients_length():
-    """By hand: a step from black to white is 1 on both sides of it, a ramp its slope, nothing 0;
-    the same lying and standing; of the channel where it is largest."""
+    """The values are computed by hand. A step from black to white gives 1 on both of its sides, a
+    ramp gives its slope, and a flat picture gives 0. Both directions are treated alike. The channel
+    with the largest gradient counts."""
     step = torch.full((1, 3, 5, 6), -1.0)
     step[..., 3:] = 1
     assert edges(step)[0, 0].tolist() == [[0, 0, 1, 1, 0, 0]] * 5
@@ -106,7 +107,8 @@ def test_edges_are_the_sobel_gradients_length():
 
 
 def test_training_gives_maps_of_the_tokens_and_keeps_some_back():
-    """A tenth of them, by a stream of their own; the adapter learns."""
+    """Each sample gets the map of its own tokens. Some samples get none, by a random stream of
+    their own. The adapter learns."""
     model, seen = tiny_model(dtype=torch.float32, control_stride=STRIDE, class_dropout=0.3), []
     config = TrainConfig(steps=40, batch_size=10, lr=1e-3)
 
@@ -124,6 +126,6 @@ def test_training_gives_maps_of_the_tokens_and_keeps_some_back():
     optimizer = training.make_optimizer(model, 0.05, config.betas)
     steps = list(training.train_arpg(model, call, training.average_of(model), FakeIds(), config, 3,
                                      optimizer, control=control))
-    # 400 draws of odds 0.7: five standard deviations are 46.
+    # 400 draws with probability 0.7: five standard deviations are 46.
     assert len(steps) == 40 and abs(sum(seen) - 280) < 46
     assert not torch.equal(before, model.control.out.weight)

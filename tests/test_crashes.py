@@ -1,4 +1,4 @@
-"""Never lose a run: killed at random moments, on a disk that fills up, it comes to the same end."""
+"""A run is never lost: killed at random moments, or on a full disk, it reaches the same result."""
 
 import contextlib
 import math
@@ -28,7 +28,7 @@ KILLS = len(WANTED)
 
 @pytest.fixture(scope="module")
 def many_pictures(tmp_path_factory):
-    """3,000 pictures: twelve parts of ids, so that encoding can be killed between and within."""
+    """3,000 pictures, so twelve parts of ids: encoding can be killed within and between parts."""
     root = tmp_path_factory.mktemp("many")
     rng = np.random.default_rng(0)
     for i in range(3000):
@@ -44,7 +44,7 @@ def command(out, *arguments):
 
 
 def phase(out) -> str:
-    """How far a run has come, by what is in its folder."""
+    """The phase that a run has reached, seen from the files in its folder."""
     if (out / "model.pt").exists():
         return "training"
     if (out / "ids").exists():
@@ -58,8 +58,8 @@ def first_start(out, data):
 
 
 def wait_for_a_moment(process, out, rng, wanted) -> None:
-    """Until some time, drawn at random, after a bar is shown and the run has come as far as
-    `wanted`, however long that takes."""
+    """Wait until a progress bar is shown and the run has reached the phase `wanted`. Then wait for
+    a random time."""
     said, end = b"", math.inf
     while process.poll() is None and time.monotonic() < end:
         if select.select([process.stderr], [], [], 0.01)[0]:
@@ -69,8 +69,8 @@ def wait_for_a_moment(process, out, rng, wanted) -> None:
 
 
 def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
-    """SIGKILL at moments drawn at random from every phase of a run, resumed each time. Weights,
-    average, optimizer and ids are bit for bit those of the run that nobody disturbed."""
+    """A run gets SIGKILL at random moments in every phase, and is resumed each time. Weights,
+    average, optimizer and ids are bit for bit those of a run without interruptions."""
     whole = tmp_path / "whole"
     assert subprocess.run(first_start(whole, many_pictures), capture_output=True).returncode == 0
     out, rng, kills, phases = tmp_path / "killed", random.Random(0), 0, {}
@@ -88,7 +88,7 @@ def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
                 phases[doing] = phases.get(doing, 0) + 1
         said = process.communicate()[1]
         assert process.returncode in (0, -signal.SIGKILL), said
-        if process.returncode == 0 and kills < KILLS:   # too fast for us: begin once more
+        if process.returncode == 0 and kills < KILLS:   # finished too early: start again
             shutil.rmtree(out)
     print(f"killed while {phases}")
     assert {"encoding", "training"} <= set(phases)
@@ -104,8 +104,8 @@ def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
 
 @contextlib.contextmanager
 def small_disk(path):
-    """A disk of 100 MB at `path`, and functions that fill it and make room again. Who may not mount
-    one gets a limit on the size of the run's files in its place."""
+    """A disk of 100 MB at `path`, and functions that fill it and free its space. A user who may not
+    mount a disk gets a limit on the size of the run's files instead."""
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(path)]
     if subprocess.run(mount, capture_output=True).returncode:
@@ -126,8 +126,8 @@ def small_disk(path):
 
 
 def test_a_disk_that_is_full_for_a_while(many_pictures, tmp_path):
-    """Something else takes the room while a run trains, and gives it back. The run says that it
-    could not save, goes on, and ends in the same bits."""
+    """Another file fills the disk while a run trains, and is then deleted. The run prints that it
+    could not save, keeps training, and ends with the same bits."""
     whole, out = tmp_path / "whole", tmp_path / "disk" / "run"
     subprocess.run(first_start(whole, many_pictures), capture_output=True, check=True)
     with small_disk(tmp_path / "disk") as (fill, make_room):
@@ -144,7 +144,8 @@ def test_a_disk_that_is_full_for_a_while(many_pictures, tmp_path):
             said += process.stderr.read(1)
         make_room(process)
         said += process.communicate()[1]
-        assert process.returncode == 0 and "going on, the newest checkpoint is of step" in said
+        assert process.returncode == 0
+        assert "training continues, the newest checkpoint is of step" in said
         a, b = weights(whole), weights(out)
         assert all(torch.equal(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k])
         assert not list(out.rglob("*.part"))

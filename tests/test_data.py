@@ -1,5 +1,5 @@
-"""Pictures from every source, the odd ones too, and ids that are reused exactly when they may
-be."""
+"""Pictures from every source, unusual files included, and the fingerprints that decide whether ids
+may be reused."""
 
 import gzip
 import hashlib
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arpg_mini import data, folders
-from arpg_mini.config import UserError
+from arpg_mini import UserError
+from arpg_mini.data import builtin as data
+from arpg_mini.data import folders
 
 
 def test_a_shape_is_a_function_of_seed_and_index():
@@ -25,8 +26,9 @@ def test_a_shape_is_a_function_of_seed_and_index():
 
 
 def test_classes_colours_and_grounds_are_balanced_and_independent():
-    """4,000 pictures: each class-colour pair within five standard deviations of one in sixty."""
-    from arpg_mini.judge import dominant_colour, palette_counts
+    """In 4,000 pictures, each class-colour pair is within five standard deviations of one in sixty.
+    """
+    from arpg_mini.measure.judge import dominant_colour, palette_counts
     images, labels = data.shapes(4000, seed=2)
     counts = np.histogram2d(labels, dominant_colour(images), bins=[range(11), range(7)])[0]
     assert abs(counts - 4000 / 60).max() < 5 * (4000 / 60) ** 0.5
@@ -35,8 +37,8 @@ def test_classes_colours_and_grounds_are_balanced_and_independent():
 
 
 def test_the_pattern_repeats_beyond_the_window():
-    """Broken if the pattern stopped at an edge: what is a period further on is the same, up to one
-    of the eight lines a pixel is drawn with (Pillow rounds corners left of the edge otherwise)."""
+    """Broken if the pattern stops at an edge. Pixels one period apart are equal, up to one of the
+    eight lines of which a pixel is drawn (Pillow rounds corners left of the edge differently)."""
     images = data.shapes(50, seed=3)[0].astype(int)
     p = data.PERIOD
     for difference in (images[:, :, p:] - images[:, :, :-p], images[:, p:] - images[:, :-p]):
@@ -51,7 +53,7 @@ def write_idx(folder, name, array):
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """A small set in the real format: folder, and the checksums the code is told to expect."""
+    """A small data set in the real format, whose checksums the code expects. Returns its folder."""
     rng, source = np.random.default_rng(0), tmp_path / "source"
     source.mkdir()
     sums = {}
@@ -106,7 +108,7 @@ def test_a_truncated_idx_file_is_named(fashion):
 
 
 def odd_folder(root):
-    """Two classes of ordinary and odd files, three of them no pictures at all."""
+    """Two classes of ordinary and unusual files. Three of them can't be read as pictures."""
     for name in ("a", "b"):
         (root / name / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -146,16 +148,16 @@ def test_odd_files_are_handled_or_reported_by_name(tmp_path):
         seen |= {os.path.relpath(f, tmp_path): why for f, why in pictures.bad.items()}
     bad = sorted(name for name, value in seen.items() if isinstance(value, str))
     assert bad == ["a/empty.png", "a/truncated.jpg", "b/text.png"] and len(seen) == 43
-    assert (seen["b/clear.png"] == 255).all()                    # transparent: onto white
+    assert (seen["b/clear.png"] == 255).all()                    # transparent pixels are white
     turned = seen["b/turned.jpg"].astype(int)
     # EXIF 6: the top is on the right.
     assert turned[:, :4].mean() < 60 and turned[:, -4:].mean() > 190
     deep = seen["b/deep/sixteen.png"]
-    assert deep.std() > 10 and 90 < deep.mean() < 165            # 16 bits scaled, not cut off
+    assert deep.std() > 10 and 90 < deep.mean() < 165            # 16 bits are scaled, not cut
 
 
 def test_the_centre_crop_keeps_the_centre():
-    """A picture three times as wide as high: what is left is the middle third, at any scale."""
+    """A picture three times as wide as high keeps its middle third, at any scale."""
     image = Image.new("RGB", (300, 100), "red")
     image.paste("lime", (100, 0, 200, 100))
     for side in (8, 50, 100, 160):
@@ -163,7 +165,7 @@ def test_the_centre_crop_keeps_the_centre():
         assert (abs(middle - [0, 255, 0]) < 30).all()
 
 
-def test_holding_out_is_by_name_and_stays_put(tmp_path):
+def test_held_out_files_stay_held_out_when_files_are_added(tmp_path):
     odd_folder(tmp_path)
     out = set(folders.folder_pictures(tmp_path, 8)[1].files)
     Image.new("RGB", (9, 9)).save(tmp_path / "a" / "new.png")
@@ -173,7 +175,7 @@ def test_holding_out_is_by_name_and_stays_put(tmp_path):
 @pytest.mark.parametrize("make, says", [
     (lambda p: None, "at least 2"), (lambda p: p.rmdir(), "no such folder"),
     (lambda p: Image.new("RGB", (9, 9)).save(p / "x.png"), "has 0 pictures")])
-def test_folders_that_will_not_do(tmp_path, make, says):
+def test_unusable_folders_are_reported(tmp_path, make, says):
     folder = tmp_path / "pictures"
     folder.mkdir()
     make(folder)

@@ -5,14 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from arpg_mini.decoding import (
-    decode,
-    decode_steps,
-    named_order,
-    position_noise,
-    random_orders,
-    step_sizes,
-)
+from arpg_mini.decoding import decode, decode_steps
+from arpg_mini.orders import named_order, random_orders, step_sizes
+from arpg_mini.sampling import position_noise
 from tests.helpers import tiny_model
 
 
@@ -52,22 +47,21 @@ def test_named_orders_are_permutations_that_do_what_they_say():
     dict(steps=[3, 11]), dict(steps=[15, 0]),
     dict(orders=torch.zeros(15, dtype=torch.long)), dict(known=torch.tensor([11] + [-1] * 14)),
     dict(known=torch.tensor([[1] + [-1] * 14, [-1] * 15]))])
-def test_arguments_that_cannot_be_are_named(wrong):
+def test_invalid_arguments_are_named(wrong):
     arguments = dict(labels=[0, 1], seeds=[1, 2], steps=3) | wrong
     with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", ".")[:5]):
         decode(tiny_model(), **arguments)
 
 
 def test_order_noise_and_positions_use_separate_streams():
-    """Broken if order and noise came from one stream: then a sample's order would tell its
+    """Broken if order and noise come from one stream: then a sample's order would reveal its
     noise."""
     order, noise = random_orders([0], 1000)[0].double(), position_noise([0], 1000)[0]
     assert abs(np.corrcoef(order, noise)[0, 1]) < 0.17          # 5 standard deviations
 
 
 def test_a_seed_gives_the_same_image_for_ever():
-    """Broken if orders or noise come from another stream than the one images were published with.
-    """
+    """Broken if orders or noise come from another random stream than those of published images."""
     orders, noise = random_orders([7, 2**31 + 7], 6), position_noise([7], 3)[0]
     assert orders.tolist() == [[5, 4, 1, 3, 2, 0], [4, 5, 0, 2, 1, 3]]
     assert noise.tolist() == [0.12054820956228385, 0.7570673923160587, 0.9055173761100825]

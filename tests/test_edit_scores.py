@@ -1,4 +1,4 @@
-"""The scores of editing on pictures whose scores are known."""
+"""The editing scores, on pictures whose scores are known."""
 
 import sys
 
@@ -6,20 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from arpg_mini import ARPG, ModelConfig, VQTokenizer, checkpoint, edit_scores
+from arpg_mini import ARPG, ModelConfig, VQTokenizer
 from arpg_mini.config import presets
-from arpg_mini.data import COLOURS, GROUNDS, SHAPES, shapes
+from arpg_mini.data import shapes
+from arpg_mini.data.builtin import COLOURS, GROUNDS, SHAPES
+from arpg_mini.measure import edit_scores
+from arpg_mini.run import checkpoint
 from arpg_mini.training import to_device
+from tests.helpers import code_of
 
 
 def flat(colour, ground, share=0.5):
-    """(1, 24, 24, 3): the left share of one colour, the rest ground."""
+    """(1, 24, 24, 3): the left `share` has one colour, the rest is the ground."""
     picture = np.full((1, 24, 24, 3), GROUNDS[ground], np.uint8)
     picture[:, :, :int(24 * share)] = COLOURS[colour]
     return picture
 
 
-def test_colours_and_grounds_are_read_and_too_little_is_not():
+def test_colours_and_grounds_are_read_if_they_are_large_enough():
     pictures = np.concatenate([flat(2, 0), flat(5, 1), flat(1, 1, share=0)])
     assert edit_scores.shown_colour(pictures).tolist() == [2, 5, -1]
     assert edit_scores.ground(pictures).tolist() == [False, True, True]
@@ -30,14 +34,14 @@ def test_outlines_overlap_as_their_edges_do():
     device = torch.device("cpu")
     images = to_device(shapes(20, seed=5)[0], device)
     assert edit_scores.outline_iou(images, images) == 1
-    # Two edges of two pixels each, a pixel apart: one column of three is shared.
+    # Two edges, each two pixels wide, one pixel apart: they share one column of three.
     a, b = flat(2, 0, share=0.5), flat(2, 0, share=13 / 24)
     assert edit_scores.outline_iou(*(to_device(x, device) for x in (a, b))) == pytest.approx(1 / 3)
 
 
 @pytest.fixture
 def run(tmp_path):
-    """An untrained run of shapes that takes condition maps."""
+    """The folder of an untrained run on shapes that takes condition maps."""
     torch.manual_seed(0)
     tokenizer = VQTokenizer(presets()["shapes"].tokenizer)
     model = ARPG(ModelConfig(dim=16, heads=2, content_layers=1, query_layers=1, ffn_hidden=16,
@@ -49,7 +53,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("flags, rows", [(["--control"], 2), ([], 7 + 2 * 4 * 2)])
-def test_every_score_is_printed_beside_its_baseline(flags, rows, run, monkeypatch, capsys):
+def test_every_score_is_printed_with_its_baseline(flags, rows, run, monkeypatch, capsys):
     if not flags:
         monkeypatch.setattr(edit_scores, "shapes_classifier",
                             lambda: edit_scores.Classifier(10).eval())
@@ -64,4 +68,4 @@ def test_every_score_is_printed_beside_its_baseline(flags, rows, run, monkeypatc
 def test_mistakes_end_in_one_line(run, monkeypatch, capsys):
     for flags, says in ((["--count", "3"], "--count 3"), (["--steps", "37"], "--steps 37")):
         monkeypatch.setattr(sys, "argv", ["x", str(run), *flags])
-        assert edit_scores.main() == 2 and says in capsys.readouterr().err
+        assert code_of(edit_scores.main) == 2 and says in capsys.readouterr().err

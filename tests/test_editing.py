@@ -1,5 +1,5 @@
-"""Editing as properties: what is known never changes, what is hidden never shows, nothing known is
-plain sampling, and a sample is its own affair."""
+"""Properties of editing: known tokens never change, and hidden pixels never show. With nothing
+known, editing is plain sampling. A sample does not depend on its batch."""
 
 from unittest.mock import patch
 
@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Not local: its encoder sees the whole picture, as the released one does."""
+    """Not local: its encoder sees the whole picture, like the released one."""
     torch.manual_seed(0)
     return VQTokenizer(TokenizerConfig(channels=32, multipliers=(1, 1, 1), encoder_blocks=1,
                                        decoder_blocks=1, latent_channels=32, codebook_size=V,
@@ -34,7 +34,7 @@ def tokenizer():
 
 
 def known_grids(batch=2):
-    """Ids of a grid up to three times the trained one, each -1 or not by its own coin."""
+    """Ids of a grid up to three times the trained one. A random part of them is -1."""
     grids = st.tuples(st.integers(1, 9), st.integers(1, 11))
     return st.builds(lambda grid, seed, share: np.where(
         np.random.default_rng(seed).random((batch, *grid)) < share, -1,
@@ -45,8 +45,8 @@ def known_grids(batch=2):
 @few
 @given(known=known_grids(), method=st.sampled_from(METHODS))
 def test_known_tokens_stay_and_unknown_ones_are_drawn(model, known, method):
-    """After every step: what was known is as it was; at the end nothing is unknown. The caller's
-    tensor is not written to."""
+    """No step changes known ids. After the last step no id is unknown. The caller's tensor does not
+    change."""
     given_ids = torch.from_numpy(known)
     before = given_ids.clone()
     for ids in editing.complete_steps(model, given_ids, [0, 1], [3, 4], positions=method,
@@ -58,7 +58,7 @@ def test_known_tokens_stay_and_unknown_ones_are_drawn(model, known, method):
 @few
 @given(known=known_grids(batch=3), method=st.sampled_from(METHODS))
 def test_a_sample_does_not_depend_on_its_batch(model, known, method):
-    """Masks that differ, rows in another order, a row alone: the same ids."""
+    """Rows with different masks get the same ids together, in another order, and alone."""
     ids = torch.from_numpy(known)
 
     def drawn(rows):
@@ -71,7 +71,7 @@ def test_a_sample_does_not_depend_on_its_batch(model, known, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_known_on_the_trained_grid_is_plain_sampling(model, method):
-    """Same seeds, same pictures, by every method."""
+    """With the same seeds, every method gives the ids of plain sampling."""
     nothing = torch.full((2, *TRAINED), -1)
     drawn = editing.complete(model, nothing, [0, 2], [5, 6], positions=method, **SETTINGS)
     assert torch.equal(drawn.flatten(1), decode(model, [0, 2], [5, 6], **SETTINGS))
@@ -80,8 +80,8 @@ def test_nothing_known_on_the_trained_grid_is_plain_sampling(model, method):
 @few
 @given(known=known_grids(batch=1).map(lambda k: k[0] >= 0), steps=st.integers(1, 15))
 def test_windows_cover_what_is_unknown_and_see_what_is_there(known, steps):
-    """Each window has the trained size and something to draw; the one after the first always sees
-    tokens if there are any next to draw; steps never exceed tokens."""
+    """Each window has the trained size and something to draw. Every window after the first sees
+    tokens, if there are any. A window never has more steps than tokens to draw."""
     size = tuple(min(n, t) for n, t in zip(known.shape, TRAINED))
     done, plan = known.copy(), editing.plan_windows(known, size, steps, usual=15)
     for number, (r, c, few_steps) in enumerate(plan):
@@ -95,7 +95,7 @@ def test_windows_cover_what_is_unknown_and_see_what_is_there(known, steps):
 
 
 def test_windows_never_ask_beyond_trained_distances(model):
-    """Every decode of a 9×20 grid is one of the trained 3×5, extrapolating nothing."""
+    """Every decode for a 9×20 grid has the trained 3×5 grid, and no position is extrapolated."""
     nothing = torch.full((1, 9, 20), -1)
     with patch.object(editing, "decode_steps", side_effect=editing.decode_steps) as decoded:
         editing.complete(model, nothing, [0], [0], **SETTINGS)
@@ -117,7 +117,7 @@ masks = st.builds(lambda seed, share: torch.from_numpy(
 @few
 @given(mask=masks, feather=st.integers(0, 4))
 def test_pixels_outside_the_mask_are_the_given_ones(model, tokenizer, mask, feather):
-    """To the bit, feathered or not."""
+    """Broken if a single bit of them changes, with or without feathering."""
     images = images_of(2)
     out = editing.inpaint(model, tokenizer, images, mask, [0, 1], [3, 4], feather=feather,
                           **SETTINGS)
@@ -142,7 +142,8 @@ def test_a_full_mask_is_plain_sampling(model, tokenizer):
 @few
 @given(mask=masks)
 def test_what_the_mask_hides_shows_nowhere(model, tokenizer, mask):
-    """Another picture under the mask: the same result, though the encoder sees far."""
+    """Another picture under the mask gives the same result, although the encoder sees the whole
+    picture."""
     images, others = images_of(2), images_of(2, seed=1)
     swapped = torch.where(mask[:, None], others, images)
     results = [editing.inpaint(model, tokenizer, x, mask, [0, 1], [3, 4], **SETTINGS)
@@ -150,9 +151,8 @@ def test_what_the_mask_hides_shows_nowhere(model, tokenizer, mask):
     assert torch.equal(*results)
 
 
-def test_the_test_sees_what_a_leak_would_be(model, tokenizer):
-    """Encoded with the hidden pixels in, known tokens do change: the property above says
-    something."""
+def test_the_property_above_would_notice_a_leak(model, tokenizer):
+    """If the hidden pixels are encoded too, known tokens change. So the property above can fail."""
     mask = torch.zeros(1, 12, 20, dtype=torch.bool)
     mask[:, :, 10:] = True
     images, others = images_of(1), images_of(1, seed=1)
@@ -168,7 +168,8 @@ def test_a_token_is_unknown_if_any_of_its_pixels_is():
 
 
 def test_the_seam_is_a_ramp_inside_the_mask():
-    """From 0 to 1 over a strip of pixels: known ones keep theirs, the third within is all new."""
+    """The new pixels' weight rises from 0 to 1 over a strip. Known pixels stay as they are; the
+    third pixel inside the mask is all new."""
     images, made = torch.zeros(1, 3, 1, 9), torch.ones(1, 3, 1, 9)
     mask = torch.tensor([[[False] * 3 + [True] * 6]])
     ramp = editing.composite(images, made, mask, feather=2)[0, 0, 0]
@@ -179,7 +180,8 @@ def test_the_seam_is_a_ramp_inside_the_mask():
 @few
 @given(mask=masks, feather=st.integers(0, 30))
 def test_a_seam_never_shows_what_the_mask_hides(mask, feather):
-    """Other pixels under the mask, the same result; and colours stay between those that met."""
+    """Other pixels under the mask give the same result. A blended colour stays between its two
+    colours."""
     images, others, made = images_of(2), images_of(2, seed=1) * 100, images_of(2, seed=2)
     swapped = torch.where(mask[:, None], others, images)
     results = [editing.composite(x, made, mask, feather) for x in (images, swapped)]
@@ -218,8 +220,8 @@ def test_a_class_matters_to_what_is_drawn(model, tokenizer):
 
 
 def test_guidance_leads_away_from_the_class_it_is_told(model, tokenizer):
-    """`against` stands in the unconditional half: told "none" it is plain guidance, told the class
-    itself it is no guidance; and each row has its own."""
+    """`against` gives a class to the unconditional half. "No class" gives plain guidance, and the
+    class itself gives no guidance. Each row has its own."""
     labels, seeds, none = [0, 1], [3, 4], [model.null_label] * 2
     plain = decode(model, labels, seeds, **SETTINGS)
     assert torch.equal(decode(model, labels, seeds, against=none, **SETTINGS), plain)
@@ -238,8 +240,8 @@ def test_guidance_leads_away_from_the_class_it_is_told(model, tokenizer):
 
 
 def test_larger_grids_are_seen_through_windows_of_the_trained_size(tokenizer):
-    """The trained size is one window; a corner is seen by one; where windows overlap, they are
-    averaged with weights that sum to one."""
+    """A grid of the trained size is one window. A corner is in one window only. Where windows
+    overlap, they are averaged with weights that sum to one."""
     ids = torch.randint(V, (2, *TRAINED))
     assert torch.equal(editing.to_pixels(tokenizer, ids, TRAINED), tokenizer.decode(ids))
     ids = torch.randint(V, (2, 6, 9))
@@ -248,7 +250,7 @@ def test_larger_grids_are_seen_through_windows_of_the_trained_size(tokenizer):
     assert {call.args[0].shape[1:] for call in decoded.call_args_list} == {TRAINED}
     assert whole.shape == (2, 3, 24, 36)
     corner = tokenizer.decode(ids[:, :3, :5])
-    torch.testing.assert_close(whole[:, :, :4, :8], corner[:, :, :4, :8])      # seen by it alone
+    torch.testing.assert_close(whole[:, :, :4, :8], corner[:, :, :4, :8])      # in no other window
     with patch.object(tokenizer, "decode", side_effect=lambda part: torch.full(
             (len(part), 3, 12, 20), 0.25)):
         flat = editing.to_pixels(tokenizer, ids, TRAINED)

@@ -1,10 +1,10 @@
-"""Parallel equals sequential: the seven properties of ARPG, for all grids, orders, steps, models.
+"""Parallel equals sequential: the eight properties of ARPG, for all grids, orders, steps, models.
 
-Read them as the specification. Each says what would be broken if it failed; `tests/mutants/` breaks
-the code in some ninety ways, and each time the property named there notices. All but the eighth are
-in float64, where logits of order ten differ by 1e-14 or so if they are the same; 1e-9 is allowed.
-Ids are then the same too, but for a uniform number that falls that close to a boundary: once in
-many millions of runs.
+Read them as the specification. Each says what would be broken if it failed. `tests/mutants/` breaks
+the code in some ninety ways, and each time the property named there fails. All but the eighth are
+in float64: there, rounding makes equal logits of order ten differ by about 1e-14, and 1e-9 is
+allowed. The ids are then equal too, unless a uniform number falls that close to a boundary between
+two ids: once in many millions of runs.
 """
 
 import copy
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arpg_mini import ARPG
-from arpg_mini.decoding import decode, decode_sequential, decode_steps, guide
+from arpg_mini.decoding import decode, decode_sequential, decode_steps
+from arpg_mini.sampling import guide
 from tests.definition import finished_image_logits
 from tests.helpers import tiny_model
 from tests.strategies import (
@@ -41,7 +42,7 @@ HALVES = ["conditional", "unconditional"]        # of the logits, under guidance
 
 def agree(case: Decode, got: Tensor, expected: Tensor, names: str,
           tolerance: float | None = None) -> None:
-    """(B, U, …) logits; says which query is the first to differ."""
+    """Compare logits (B, U, …). The message names the first query that differs."""
     __tracebackhide__ = True
     assert got.shape == expected.shape, f"{names} logits: {got.shape} and {expected.shape}"
     if not got.numel():
@@ -54,7 +55,7 @@ def agree(case: Decode, got: Tensor, expected: Tensor, names: str,
 
 
 def defined(case: Decode, model: ARPG, ids: Tensor, label: int) -> Tensor:
-    """(1, U, V): what `tests/definition.py` answers on the way to a sample's finished image."""
+    """(1, U, V): the logits by `tests/definition.py` on the way to a sample's finished image."""
     known = [p for p, x in enumerate(case.known) if x >= 0]
     return torch.from_numpy(finished_image_logits(
         model, ids[0].tolist(), label, case.grid, known, case.unknown_orders[0].tolist(),
@@ -63,9 +64,9 @@ def defined(case: Decode, model: ARPG, ids: Tensor, label: int) -> Tensor:
 
 @for_all(case=decodes(one_a_step=True, nothing_known=True, as_trained=True))
 def test_teacher_forcing(case):
-    """1. One token a step from the cache: the logits of the training forward on that image.
+    """1. Decoding one token per step with the cache gives the training logits of that image.
 
-    Broken if decoding computes anything else than what training taught.
+    Broken if decoding computes anything else than training.
     """
     run = case.run(decode)
     for half, label in enumerate(HALVES[:run.logits.shape[2]]):
@@ -76,10 +77,10 @@ def test_teacher_forcing(case):
 
 @for_all(case=decodes())
 def test_cached_equals_uncached(case):
-    """2. Any order, any steps, any known tokens: `decode` = `decode_sequential`.
+    """2. For any order, steps and known tokens, `decode` equals `decode_sequential`.
 
-    Broken if the cache, a mask, a position or the guidance differs from recomputing everything, one
-    query at a time, under an explicit mask.
+    Broken if the cache, a mask, a position or the guidance gives another result than recomputing
+    everything, one query at a time, with an explicit mask.
     """
     fast, slow = case.run(decode), case.run(decode_sequential)
     agree(case, fast.logits, slow.logits, "cached and uncached")
@@ -90,10 +91,10 @@ def test_cached_equals_uncached(case):
 
 @for_all(150, case=decodes(batch=st.just(1)))
 def test_decoding_is_its_definition(case):
-    """2b. Every logit on the way to an image is its formula, computed by loops in NumPy.
+    """2b. Every logit of a decode equals its formula, computed by loops in NumPy.
 
-    Broken if both decoders, which share a model, share a mistake: rotary angles, key scaling,
-    norms, a wrong slot.
+    Broken if both decoders make the same mistake, because they share a model: rotary angles, key
+    scaling, norms, a wrong slot.
     """
     run = case.run(decode)
     for half, name in enumerate(HALVES[:run.logits.shape[2]]):
@@ -105,7 +106,7 @@ def test_decoding_is_its_definition(case):
 def test_queries_are_independent(grid, sizes, data):
     """3. Adding, dropping, repeating or reordering the other queries of a step changes nothing.
 
-    Broken if queries see each other, or if one's answer depends on its place among them.
+    Broken if queries see each other, or if a query's output depends on its place among them.
     """
     model, n = model_of(grid, sizes, 2, 8), grid[0] * grid[1]
     places = data.draw(st.lists(st.integers(0, n - 1), max_size=n, unique=True), label="slots")
@@ -119,7 +120,7 @@ def test_queries_are_independent(grid, sizes, data):
             alone = model.ask(table[torch.tensor([[target]])], keys, values)[0, 0]
             gap = (together[m] - alone).abs().max()
             assert gap < 1e-9, (f"the query at position {target}, number {m} of queries at "
-                                f"{targets}, answers otherwise than alone, by {gap:.2g}")
+                                f"{targets}, differs by {gap:.2g} from the same query alone")
 
 
 @for_all(case=lessons(batch=st.just(1)), training=st.booleans(),
@@ -127,10 +128,10 @@ def test_queries_are_independent(grid, sizes, data):
 def test_no_peeking(case, training, dropout, data):
     """4. Query t's logits have zero gradient at the embeddings of tokens t, t+1, … of the order.
 
-    At every earlier token and the class it is not zero (dropout aside). The same in training and
-    evaluation mode. (Every token has an id of its own here, so that a row of the embedding's
-    gradient is a token's.)
-    Broken if training leaks answers, or hides what decoding will show.
+    At every earlier token and at the class it is not zero (without dropout). Training mode and
+    evaluation mode behave alike. (All ids of the image differ here, so each row of the embedding's
+    gradient belongs to one token.)
+    Broken if training shows a query its answer, or hides a token that decoding will show.
     """
     order, n = case.orders[0], len(case.orders[0])
     t = data.draw(st.integers(0, n - 1), label="query")
@@ -149,10 +150,10 @@ def test_no_peeking(case, training, dropout, data):
 
 @for_all(case=decodes())
 def test_every_position_is_decoded_exactly_once(case):
-    """5. A step fills its own positions and no other; known ids stand; at the end none is missing.
+    """5. A step fills its own positions and no others. Known ids stay. In the end no id is missing.
 
-    Broken if a step's tokens are lost, drawn twice or written elsewhere, or known ones touched, in
-    the image or in the caller's hands.
+    Broken if a step's tokens are lost, drawn twice or written elsewhere, or if known ids change, in
+    the image or in the caller's tensor.
     """
     before, ends, settings = case.known_rows, list(accumulate(case.sizes)), case.settings
     streamed = [ids.clone() for ids in
@@ -167,14 +168,14 @@ def test_every_position_is_decoded_exactly_once(case):
         before = ids
     assert ((before >= 0) & (before < V)).all(), f"some ids are missing: {before.tolist()}"
     if not ends:
-        assert streamed[0].tolist() == before.tolist(), "everything was known, and changed"
+        assert streamed[0].tolist() == before.tolist(), "everything was known, but ids changed"
 
 
 @for_all(case=decodes(batch=st.integers(2, 4), own_orders=True), data=st.data())
 def test_samples_do_not_depend_on_their_batch(case, data):
-    """6. A sample is the same alone, in another order of samples, and among others.
+    """6. A sample is the same alone, among other samples, and in another order of samples.
 
-    Broken if orders or noise are drawn for a batch, or rows of a batch get mixed.
+    Broken if orders or noise are drawn for a whole batch, or if rows of a batch get mixed.
     """
     rows = data.draw(st.lists(st.integers(0, len(case.labels) - 1), min_size=1, max_size=3),
                      label="samples")
@@ -183,18 +184,18 @@ def test_samples_do_not_depend_on_their_batch(case, data):
                       seeds=tuple(case.seeds[i] for i in rows)).run(decode).ids
     for at, i in enumerate(rows):
         assert torch.equal(part[at], whole[i]), (
-            f"sample {i} of the batch is {whole[i].tolist()}; as number {at} of samples {rows} "
-            f"alone it is {part[at].tolist()}")
+            f"sample {i} of the batch is {whole[i].tolist()}; as number {at} of a batch of samples "
+            f"{rows} it is {part[at].tolist()}")
 
 
 @for_all(15, first_seed=st.integers(0, 2**40), label=st.integers(0, C),
          one_a_step=st.booleans())
 def test_images_follow_the_models_distribution(first_seed, label, one_a_step):
-    """6b. 3,000 images of three tokens against the exact probability of each possible image.
+    """6b. 3,000 images of three tokens follow the exact probability of each possible image.
 
     The probability of an image is the product of its steps' softmaxes, averaged over the six
-    orders. A true sampler fails less than once in 10^9 examples.
-    Broken if noise is reused within an image, or tied to its order.
+    orders. A correct sampler fails less than once in 10^9 examples.
+    Broken if noise is reused within an image, or depends on its order.
     """
     grid, sizes = (1, 3), (1, 1, 1) if one_a_step else (1, 2)
     model = tiny_model(grid=grid, vocab_size=3, num_classes=C, dim=8, heads=1, content_layers=1,
@@ -217,10 +218,10 @@ def test_images_follow_the_models_distribution(first_seed, label, one_a_step):
 
 @for_all(case=decodes())
 def test_guidance(case):
-    """7. guidance=1 costs no second half; otherwise that half is the model without a class.
+    """7. guidance=1 computes no second half. Otherwise this half is the model without a class.
 
-    A step's own tokens count as done. Broken if the unconditional half knows the class, or the
-    halves' tokens differ, or `done` lags a step.
+    A step's own tokens count as done. Broken if the unconditional half knows the class, if the two
+    halves have different tokens, or if `done` is one step late.
     """
     run = case.run(decode)
     unknown = sum(case.sizes)
@@ -235,18 +236,18 @@ def test_guidance(case):
         for half, plain in enumerate([case, free][:halves]):
             alone = plain.with_(guidance=1.0).run(decode, draws=draws)
             agree(case, run.logits[:, :, half], alone.logits[:, :, 0],
-                  f"{HALVES[half]} half's and that model's own")
+                  f"{HALVES[half]} half's and unguided")
 
 
 @for_all(30, case=decodes(batch=st.just(1)), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_low_precision_only_rounds(case, dtype):
-    """8. Float32 and bfloat16 are the same model as its definition, up to what rounding must do.
+    """8. In float32 and bfloat16 the model equals its definition, up to rounding errors.
 
-    How much is that? As much as the exact logits move when every weight moves by one unit of
-    rounding: the largest move of five tries. Products, norms and attention round more often than
-    once, averages less: over 2,000 decodes the error was at most 1.5 times that move in float32
-    and 0.7 times in bfloat16; 6 and 2 are allowed.
-    Broken if something is kept, rotated or added up in less precision than it should be.
+    How large are they? The measure is how far the exact logits move when every weight moves by one
+    unit of rounding: the largest move of five tries. Products, norms and attention round more than
+    once, averages round less. Over 2,000 decodes the error was at most 1.5 times that move in
+    float32 and 0.7 times in bfloat16; 6 and 2 times are allowed.
+    Broken if something is stored, rotated or summed with less precision than it should be.
     """
     assume(case.sizes)
     case = case.with_(guidance=1.0)
@@ -271,7 +272,7 @@ def test_low_precision_only_rounds(case, dtype):
 @for_all(logits=st.lists(st.floats(-9, 9), min_size=4, max_size=4),
          guidance=st.floats(0, 20), share=st.floats(0.01, 1))
 def test_guide_is_its_definition(logits, guidance, share):
-    """7b. u + (c − u)·s: s = 1 gives c, s = 0 gives u; "linear" runs from 1 to `guidance`."""
+    """7b. It is u + (c − u)·s: s = 1 gives c, s = 0 gives u. "linear" runs from 1 to `guidance`."""
     both = torch.tensor(logits, dtype=torch.float64).view(2, 1, 2)
     c, u = both
     for schedule, s in (("constant", guidance), ("linear", 1 + (guidance - 1) * share)):

@@ -1,5 +1,5 @@
-"""Scores that are right on pictures whose class and colour are known; distances against closed
-forms and slow definitions; files scored from end to end."""
+"""Scores on pictures whose class and colour are known; distances compared with closed forms and
+slow definitions; files that are scored from start to end."""
 
 import math
 import re
@@ -12,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arpg_mini import data, evaluation, training
-from arpg_mini import judge as judging
+from arpg_mini import training
 from arpg_mini.config import presets
+from arpg_mini.data import builtin as data
+from arpg_mini.measure import evaluation
+from arpg_mini.measure import judge as judging
 from arpg_mini.tokenizer import VQTokenizer
-from tests.helpers import FakeIds, tiny_model
+from tests.helpers import FakeIds, code_of, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_real_shapes_are_read_right_and_coherent(judge):
 
 
 def test_wrong_labels_score_one_in_ten(judge):
-    """1,000 shuffled labels: 0.1 within five standard deviations."""
+    """For 1,000 shuffled labels the accuracy is 0.1 within five standard deviations."""
     images, labels = data.shapes(1000, seed=1)
     shuffled = np.random.default_rng(0).permutation(labels)
     assert abs(judging.shapes_scores(images, shuffled, judge)["class accuracy"]
@@ -39,7 +41,8 @@ def test_wrong_labels_score_one_in_ten(judge):
 
 
 def test_two_colours_or_two_grounds_are_not_coherent():
-    """Left half of one picture, right half of another: coherent only if both agree."""
+    """The left half of one picture and the right half of another are coherent only if both colour
+    and ground agree."""
     images, _ = data.shapes(400, seed=4)
     assert judging.colour_coherence(images).all()
     colours = judging.dominant_colour(images)
@@ -72,8 +75,9 @@ def test_the_dominant_colour_is_the_drawn_one():
 
 @pytest.mark.slow
 def test_the_default_tokenizer_keeps_class_and_colour(judge):
-    """The default run's tokenizer, trained here: its codebook is used, its pictures readable. (On
-    two kinds of processor, which sum in other orders, 0.987 and 0.9725 of the classes.)"""
+    """The default run's tokenizer, trained here, uses its codebook and gives readable pictures. (On
+    two kinds of processor, which sum in different orders, 0.987 and 0.9725 of the classes are
+    read.)"""
     preset = presets()["shapes"]
     torch.manual_seed(0)
     tokenizer = VQTokenizer(preset.tokenizer)
@@ -99,9 +103,9 @@ def gaussian(d: int, seed: int, rank: int | None = None):
 @settings(max_examples=60, deadline=None)
 @given(d=st.integers(1, 12), rank=st.integers(1, 12), seeds=st.tuples(*[st.integers(0, 999)] * 2))
 def test_the_frechet_distance_is_its_formula(d, rank, seeds):
-    """|m - m'|² + tr(C + C' - 2 (CC')^½), the root's trace by the eigenvalues of CC'; the same both
-    ways round; nothing from a distribution to itself; the same after a rotation; singular or not.
-    """
+    """It is |m - m'|² + tr(C + C' - 2 (CC')^½); the eigenvalues of CC' give the trace of the root.
+    It is symmetric, zero from a distribution to itself, and the same after a rotation. Covariances
+    may be singular."""
     a, b = gaussian(d, seeds[0]), gaussian(d, seeds[1], min(rank, d))
     eigenvalues = torch.linalg.eigvals(a[1] @ b[1]).real.clamp(min=0)
     expected = ((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace()
@@ -116,15 +120,15 @@ def test_the_frechet_distance_is_its_formula(d, rank, seeds):
     assert evaluation.frechet_distance(*turned[0], *turned[1]) == close
 
 
-def test_what_is_no_number_stays_none():
-    """Broken if a feature that is NaN came out as a perfect distance."""
+def test_the_distance_of_nan_features_is_nan():
+    """Broken if a NaN feature gives a perfect distance."""
     mean, covariance = gaussian(3, 0)
     assert math.isnan(evaluation.frechet_distance(mean * math.nan, covariance, mean, covariance))
 
 
 def test_the_frechet_distance_in_closed_form():
-    """Independent coordinates: the sum of (m - m')² + (s - s')²; and two normals on different axes.
-    """
+    """For independent coordinates it is the sum of (m - m')² + (s - s')². The second example has
+    two normals on different axes."""
     def axis(means, deviations):
         return torch.tensor(means).double(), torch.tensor(deviations).double().square().diag()
     distance = evaluation.frechet_distance
@@ -141,7 +145,8 @@ def test_moments_are_numpys():
 
 
 def test_the_inception_score_at_its_ends():
-    """Every picture alike: 1. Certain, and K classes equally often: K. Parts are scored apart."""
+    """It is 1 if all predictions are equal. It is K if they are certain and K classes are equally
+    frequent. Parts are scored separately."""
     assert evaluation.inception_score(torch.full((100, 8), 1 / 8)) == (1.0, 0.0)
     certain = torch.eye(8).repeat(50, 1)
     assert evaluation.inception_score(certain) == pytest.approx((8.0, 0.0))
@@ -174,7 +179,8 @@ def test_precision_and_recall_are_their_slow_definition(n, m, seed, k, rows):
 
 
 class Network(torch.nn.Module):
-    """Stands in for the Inception network: its call, features from 2×2 means of the picture."""
+    """Replaces the Inception network. It is called alike; its features are 2×2 means of the
+    picture."""
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
@@ -193,7 +199,7 @@ def write(path, images, **more):
 
 @pytest.fixture
 def files(tmp_path):
-    """A TorchScript network of 12 features, 60 real pictures, 60 other real ones, 60 of noise."""
+    """A TorchScript network with 12 features; 60 real pictures, 60 other real ones, 60 of noise."""
     torch.jit.script(Network()).save(tmp_path / "network.pt")
     real, others = data.shapes(60, seed=1)[0], data.shapes(60, seed=2)[0]
     noise = np.random.default_rng(0).integers(0, 256, real.shape).astype(np.uint8)
@@ -204,14 +210,15 @@ def files(tmp_path):
 
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
-    code = evaluation.main()
+    code = code_of(evaluation.main)
     out, error = capsys.readouterr()
     return code, dict(re.findall(r"^([\w ]+): (.*)$", out, re.M)), error.split("\r")[-1]
 
 
 def test_two_files_are_scored_from_end_to_end(files, monkeypatch, capsys, tmp_path):
-    """Nothing to itself, little to others of the same kind, much to noise; what it says of how; the
-    reference's features are kept, and made anew when the network is another."""
+    """The FID is zero to the file itself, small to others of the same kind, large to noise. The
+    output says how it was computed. The reference's features are saved, and made again for another
+    network."""
     network = ("--inception", files["--inception"])
     code, itself, _ = run(monkeypatch, capsys, files["real"], files["real"], *network)
     assert code == 0 and abs(float(itself["FID"])) < 1e-3
@@ -223,7 +230,7 @@ def test_two_files_are_scored_from_end_to_end(files, monkeypatch, capsys, tmp_pa
     assert 0 < score[0] < score[1] / 3
     kept = tmp_path / "real.npz.features"
     first = kept.read_bytes()
-    kept.write_bytes(first[:100])                                # cut off: made anew
+    kept.write_bytes(first[:100])                                # truncated: made again
     assert run(monkeypatch, capsys, files["real"], files["noise"], *network)[1]["FID"] == str(
         f"{score[1]:.4f}")
     torch.jit.script(Network(2.0)).save(tmp_path / "network.pt")
@@ -233,7 +240,7 @@ def test_two_files_are_scored_from_end_to_end(files, monkeypatch, capsys, tmp_pa
 
 
 def test_statistics_stored_with_the_reference_are_used(files, monkeypatch, capsys, tmp_path):
-    """As in the files that ADM published: `mu` and `sigma` of a larger set than `arr_0`."""
+    """In the files that ADM published, `mu` and `sigma` are of a larger set than `arr_0`."""
     stored = write(tmp_path / "stored.npz", data.shapes(60, seed=1)[0], mu=np.zeros(12),
                    sigma=np.zeros((12, 12)))
     _, said, _ = run(monkeypatch, capsys, stored, files["noise"], "--inception",
@@ -268,11 +275,11 @@ def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
             ([tmp_path / "none.npz", files["real"], *network], "none.npz: no .npz of pictures"),
             ([files["real"], few, "--inception", few], "few.npz: no readable TorchScript"),
             ([files["real"], files["noise"]], "--inception FILE, or --judge"),
-            (["shapes", large], "large.npz: its pictures are of 48×48 pixels, shapes's of 24×24"),
-            ([large], "large.npz: its pictures are (48, 48, 3), shapes (24, 24, 3)"),
+            (["shapes", large], "large.npz: its pictures have 48×48 pixels, those of shapes 24×24"),
+            ([large], "large.npz: its pictures are (48, 48, 3), those of shapes (24, 24, 3)"),
             ([stored, files["noise"], *network], "nan.npz: its mu is float64 (12,)"),
             ([files["real"], files["noise"], "--inception", tmp_path / "other.pt"],
-             "other.pt: is not called as the Inception network is"),
+             "other.pt: can't be called as the Inception network"),
             ([files["real"], "--count", "-5"], "--count -5: must be 2 or more"),
             ([tmp_path, "--guidance", "nan"], "--guidance nan: must be a number"),
             ([tmp_path, "--orders"], "model.pt: no such file"),
@@ -285,7 +292,8 @@ def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
 
 
 def test_the_judges_distance_needs_no_download(files, judge, monkeypatch, capsys, tmp_path):
-    """By the shapes' judge, kept under runs/ for the next time; never called FID."""
+    """The judge of the shapes is used, and saved under runs/ for the next time. The distance is
+    never called FID."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judging, "shapes_classifier", lambda: judge)
     scores = []
@@ -297,7 +305,7 @@ def test_the_judges_distance_needs_no_download(files, judge, monkeypatch, capsys
 
 
 def test_bits_per_token_are_the_loss_and_its_error(monkeypatch):
-    """The mean of each picture's loss, in bits; the standard error from how pictures differ."""
+    """The result is the mean of the pictures' losses in bits. Its error comes from their spread."""
     model, ids = tiny_model(), FakeIds()
     order = torch.arange(15)
     bits, error = evaluation.bits_per_token(model, ids, order)

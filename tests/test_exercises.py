@@ -1,7 +1,7 @@
 """The exercises: starters fail and say what to write, solutions pass, wrong answers are caught.
 
-A wrong answer is a function in `tests/wrong_answers/CHAPTER.py` named EXERCISE__MISTAKE. It stands
-in for EXERCISE among the solutions. Its docstring is a part of what the grader must say of it.
+A wrong answer is a function in `tests/wrong_answers/CHAPTER.py` named EXERCISE__MISTAKE. It
+replaces EXERCISE among the solutions. The grader's message must contain its docstring.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def starter(chapter: str):
 
 
 def grade(tests: list, answers: SimpleNamespace) -> str:
-    """What the first test that fails says; "" if none does."""
+    """The message of the first test that fails; "" if none fails."""
     for test in tests:
         try:
             test(lambda name: getattr(answers, name))
@@ -76,7 +76,7 @@ def test_the_wrong_answer_is_rejected_for_the_stated_reason(chapter, name, mista
 
 
 @pytest.mark.parametrize("chapter, name", EXERCISES)
-def test_three_wrong_answers_and_all_that_a_student_needs(chapter, name):
+def test_an_exercise_has_three_wrong_answers_and_a_complete_task(chapter, name):
     assert len([w for w in WRONG if w[:2] == (chapter, name)]) >= 3
     task = inspect.getdoc(getattr(starter(chapter), name))
     assert re.search(r"Minutes: \d+", task) and "Example" in task
@@ -85,10 +85,10 @@ def test_three_wrong_answers_and_all_that_a_student_needs(chapter, name):
     text, = (ROOT / "tutorial").glob(f"{chapter[2:4]}_*.md")
     section = re.search(rf"### Exercise [^\n]*`{name}`.*?(?=\n##|\Z)", text.read_text(), re.S)
     assert section, f"{text.name}: no '### Exercise … `{name}`'"
-    assert "<details>" in section[0], f"{text.name}: no hint behind a fold for {name}"
+    assert "<details>" in section[0], f"{text.name}: no folded hint for {name}"
 
 
-def test_every_wrong_answer_is_of_an_exercise():
+def test_every_wrong_answer_belongs_to_an_exercise():
     for chapter in CHAPTERS:
         module = importlib.import_module(f"tests.wrong_answers.{chapter}")
         for name in vars(module):

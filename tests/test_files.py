@@ -1,4 +1,4 @@
-"""Checkpoints that survive crashes and hostile files; pictures, animations and .npz files."""
+"""Checkpoints after crashes, and hostile files; pictures, animations and .npz files."""
 
 import os
 import pickle
@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from arpg_mini import checkpoint, images
-from arpg_mini.config import UserError
+from arpg_mini import UserError
+from arpg_mini.data import images
+from arpg_mini.data.files import write_whole
+from arpg_mini.run import checkpoint
 from arpg_mini.training import to_device
 from tests.helpers import tiny_model
 
 
-def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path):
+def test_a_failed_write_leaves_the_old_file_whole_and_no_other_file(tmp_path):
     path = tmp_path / "model.pt"
     checkpoint.save(path, "model", value=1)
 
@@ -23,7 +25,7 @@ def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path
         raise OSError("No space left on device")
 
     with pytest.raises(UserError, match="model.pt.*No space"):
-        checkpoint.write_whole(path, half)
+        write_whole(path, half)
     assert checkpoint.load(path, "model")["value"] == 1 and os.listdir(tmp_path) == ["model.pt"]
 
 
@@ -45,7 +47,7 @@ def test_files_that_are_no_checkpoint_are_named_and_never_run(tmp_path):
         checkpoint.load(path, "model")
     assert not os.path.exists("/tmp/arpg_mini_evil")
     checkpoint.save(path, "tokenizer")
-    with pytest.raises(UserError, match="is no model"):
+    with pytest.raises(UserError, match="is not a model"):
         checkpoint.load(path, "model")
     with pytest.raises(UserError, match="no such file"):
         checkpoint.load(tmp_path / "other.pt", "model")

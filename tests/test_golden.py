@@ -1,4 +1,4 @@
-"""Against inputs and outputs of the released implementation."""
+"""Comparison with inputs and outputs of the released implementation."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from arpg_mini import TokenizerConfig
-from arpg_mini.decoding import decode, step_sizes
+from arpg_mini.decoding import decode
+from arpg_mini.orders import step_sizes
 from arpg_mini.pretrained import load_released_tokenizer
 from tests.helpers import GOLDEN, golden, golden_arpg
 
@@ -24,8 +25,9 @@ def test_step_sizes_are_the_released_ones(name):
 def test_teacher_forcing_gives_the_released_logits_and_loss():
     """Broken if any part of the forward pass, or a fused weight's order, differs from the release.
 
-    To 1e-5 of the logits' norm. Single logits differ more: the recipe's weights make attention so
-    peaked that float32 and float64 runs of one model differ by 9e-5 of the largest logit.
+    The tolerance is 1e-5 of the logits' norm. Single logits differ more: the recipe's weights make
+    attention so peaked that float32 and float64 runs of one model differ by 9e-5 of the largest
+    logit.
     """
     model, arrays, _ = golden_arpg()
     inputs = arrays["tokens"], arrays["labels"], arrays["orders"]
@@ -48,7 +50,7 @@ def test_greedy_decoding_gives_the_released_ids(run):
 
 
 def test_the_tokenizer_gives_the_released_ids_and_pixels(tmp_path):
-    """Broken if a layer, its place, a norm's epsilon or a padding differs from the release."""
+    """Broken if a layer, its position, a norm's epsilon or a padding differs from the release."""
     arrays, _, released = golden("vq16.npz")
     torch.save(released, tmp_path / "vq.pt")
     tokenizer = load_released_tokenizer(tmp_path / "vq.pt")

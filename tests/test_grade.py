@@ -1,4 +1,5 @@
-"""A class is graded cell by cell, whatever is handed in; a teacher's mistakes end in one line."""
+"""A class is graded cell by cell, whatever students hand in. A teacher's mistakes end in one line.
+"""
 
 import ast
 import csv
@@ -14,7 +15,7 @@ import pytest
 from tests.helpers import ROOT
 from tutorial import apart, grade
 
-# As `grading.py` speaks, but without the seconds that importing torch takes.
+# Messages like those of `grading.py`, without importing torch, which takes seconds.
 GRADER = '''
 import pytest
 
@@ -112,8 +113,8 @@ def call(monkeypatch, capsys, *arguments):
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_a_class_is_graded_cell_by_cell(classroom, monkeypatch, capsys):
-    """Whatever one hands in, the others' cells are theirs; nothing is left behind."""
-    (classroom / "slow").mkdir()                # these alone with a limit that a busy machine feels
+    """Whatever a student hands in, the others' cells stay correct, and nothing is left behind."""
+    (classroom / "slow").mkdir()                # 4 seconds for these only: others may need more
     (classroom / "class" / "endless").rename(classroom / "slow" / "endless")
     before = {f: f.read_bytes() for f in classroom.rglob("*") if f.is_file()}
     out, lines = "", []
@@ -181,8 +182,8 @@ def test_a_teachers_mistakes_end_in_one_line(classroom, monkeypatch, capsys):
         assert code == 2 and says in error and error.count("\n") == 1, (arguments, error)
 
 
-def test_graders_need_nothing_that_is_not_where_they_run():
-    """They run where there are no solutions, no figures and no tests of the package."""
+def test_graders_import_only_what_exists_where_they_run():
+    """They run in a folder without solutions, figures and the package's tests."""
     for grader in (ROOT / "tutorial" / "exercises").glob("*.py"):
         for node in ast.walk(ast.parse(grader.read_text())):
             names = ([node.module or ""] if isinstance(node, ast.ImportFrom) else
@@ -192,8 +193,8 @@ def test_graders_need_nothing_that_is_not_where_they_run():
                 assert not name.startswith(("tutorial.solutions", "tutorial.drawn")), grader.name
 
 
-def test_unreadable_or_linked_answers_are_their_own_students(classroom):
-    """A link to another's answers, or a file of a gigabyte, is not graded."""
+def test_linked_or_huge_answers_are_not_graded(classroom):
+    """A link to another student's answers, or a file that is too large, counts as missing."""
     folder, graders = classroom / "class", classroom / "course" / "exercises"
     linked = folder / "nothing" / "ch01_sums.py"
     linked.symlink_to(folder / "perfect" / "ch01_sums.py")
@@ -206,8 +207,8 @@ def test_unreadable_or_linked_answers_are_their_own_students(classroom):
 
 @pytest.mark.slow
 def test_the_solutions_pass_where_graders_run(tmp_path, monkeypatch, capsys):
-    """Every chapter's, in the copy that has neither solutions nor figures; starters are to write.
-    """
+    """They pass for every chapter, in the copy without solutions and figures. Starters are graded
+    as "not written"."""
     shutil.copytree(ROOT / "tutorial" / "exercises", tmp_path / "class" / "untouched")
     code, _, _ = call(monkeypatch, capsys, tmp_path / "class", "--solutions", "--csv",
                       tmp_path / "grades.csv", "--seconds", 300)

@@ -1,13 +1,14 @@
-"""Files of ids: encoded in parts by any number of processes, resumed, verified, or read from
-somebody else's."""
+"""Files of ids: encoded in parts by any number of processes, resumed, verified, or read from files
+that others made."""
 
 import json
 
 import numpy as np
 import pytest
 
-from arpg_mini import data, ids
-from arpg_mini.config import UserError
+from arpg_mini import UserError
+from arpg_mini.data import builtin as data
+from arpg_mini.data import ids
 
 MADE_OF = {"pictures": "p", "tokenizer": "t", "views": "center-flip"}
 
@@ -24,8 +25,8 @@ def encode(images):
 
 
 def make(stem, source, made_of=MADE_OF, world=1, stop_after=10**9):
-    """Encode with `world` processes, one after the other, `stop_after` parts each. Returns how many
-    parts were encoded."""
+    """Encode with `world` processes, one after the other, at most `stop_after` parts each. Return
+    the number of encoded parts."""
     done = 0
     for rank in range(world):
         for at, _ in enumerate(ids.encode_parts(source, source.load, encode, stem, made_of, rank,
@@ -54,7 +55,7 @@ def test_ids_are_their_pictures_memory_mapped(tmp_path):
 
 @pytest.mark.parametrize("world, then", [(1, 1), (3, 3), (2, 1), (1, 4)])
 def test_what_was_encoded_is_not_encoded_again_by_any_number_of_processes(world, then, tmp_path):
-    """Stopped after one part each of seven, and gone on with by another number of processes."""
+    """Every process stops after one of the seven parts. Another number of processes continues."""
     source = data.shapes_pictures(50, 3)
     first = make(tmp_path / "train", source, world=world, stop_after=1)
     assert first == world and make(tmp_path / "train", source, world=then) == 7 - world
@@ -73,40 +74,40 @@ def test_a_damaged_part_is_encoded_again(damage, tmp_path):
     assert (finish(tmp_path / "train", source).ids == encode(source.images)).all()
 
 
-def test_parts_of_something_else_are_not_taken(tmp_path):
-    """Another tokenizer, other pictures or other views: everything is encoded anew."""
+def test_parts_of_something_else_are_not_reused(tmp_path):
+    """With another tokenizer, other pictures or other views, everything is encoded again."""
     source = data.shapes_pictures(20, 3)
     make(tmp_path / "train", source)
     assert make(tmp_path / "train", source) == 0
     for key in MADE_OF:
         assert make(tmp_path / "train", source, {**MADE_OF, key: "other"}) == 3
-    with pytest.raises(UserError, match="000000.npz: this part is not there"):
+    with pytest.raises(UserError, match="000000.npz: this part is missing"):
         ids.put_together(source, tmp_path / "train", MADE_OF)
 
 
-def test_what_was_written_is_vouched_for_and_nothing_else(tmp_path):
-    """One bit of the ids or of the labels changed, a file cut or gone: named."""
+def test_every_change_of_a_written_file_is_noticed(tmp_path):
+    """Broken if a changed bit of ids or labels, a truncated file or a missing one is not named."""
     stem = tmp_path / "train"
     finish(stem, data.shapes_pictures(20, 3))
-    assert ids.vouched(stem)["made_of"] == MADE_OF
+    assert ids.verified(stem)["made_of"] == MADE_OF
     for name in ("train.npy", "train.labels.npy"):
         whole = (tmp_path / name).read_bytes()
         for wrong in (whole[:-1], whole[:150] + bytes([whole[150] ^ 4]) + whole[151:]):
             (tmp_path / name).write_bytes(wrong)
-            with pytest.raises(UserError, match=f"{name}: not as it was written"):
-                ids.vouched(stem)
+            with pytest.raises(UserError, match=f"{name}: has changed since it was written"):
+                ids.verified(stem)
         (tmp_path / name).unlink()
-        with pytest.raises(UserError, match="does not vouch"):
-            ids.vouched(stem)
+        with pytest.raises(UserError, match="does not describe"):
+            ids.verified(stem)
         (tmp_path / name).write_bytes(whole)
     for wrong in ("", "{", "[]", "{}", '{"sha256": 1}'):
         (tmp_path / "train.json").write_text(wrong)
-        with pytest.raises(UserError, match="train.json: does not vouch"):
-            ids.vouched(stem)
+        with pytest.raises(UserError, match="train.json: does not describe"):
+            ids.verified(stem)
 
 
 class SomeBad(data.Pictures):
-    """Every fifth picture, and the whole of the second part, can't be read."""
+    """Every fifth picture, and every picture of the second part, can't be read."""
 
     def load(self, indices, side=0):
         kept = np.array([i for i in indices if i % 5 and not 8 <= i < 16], np.int64)
@@ -121,12 +122,12 @@ def test_bad_pictures_are_left_out_by_name(tmp_path):
     good = [i for i in range(30) if i % 5 and not 8 <= i < 16]
     assert (made.ids == encode(shapes.images[good])).all()
     assert (made.labels == shapes.labels[good]).all()
-    said = ids.vouched(tmp_path / "train")
+    said = ids.verified(tmp_path / "train")
     assert said["pictures"] == len(good) and said["classes"] == shapes.classes
     assert said["left_out"] == {f"picture {i}": "torn" for i in range(30) if i not in good}
 
 
-def test_none_that_can_be_read_is_a_mistake(tmp_path):
+def test_no_readable_picture_is_an_error(tmp_path):
     shapes = data.shapes_pictures(1, 3)
     source = SomeBad(shapes.images, shapes.labels, shapes.classes, "bad")
     with pytest.raises(UserError, match="picture 0: none of 1 pictures"):
@@ -134,7 +135,7 @@ def test_none_that_can_be_read_is_a_mistake(tmp_path):
 
 
 def test_ten_views_are_four_corners_the_centre_and_their_mirror_images():
-    """On a picture whose pixels say where they are; corners touch the picture's own corners."""
+    """The picture's pixel values are coordinates. Corner views touch the picture's corners."""
     side, far = 6, 2
     y, x = np.mgrid[:side + far, :side + far]
     picture = np.stack([y, x, 0 * x], axis=-1)[None].astype(np.uint8)
@@ -148,8 +149,8 @@ def test_ten_views_are_four_corners_the_centre_and_their_mirror_images():
 
 
 def extracted(root, layout, count=30, views=3, n=4):
-    """`count` pictures' ids in one of the two layouts; picture i has ids below 10 and class i % 3.
-    Class folders are numbers whose alphabetical order is not theirs."""
+    """Write the ids of `count` pictures in one of the two layouts. Ids are below 10; picture i has
+    class number classes[i % 3]. The alphabetical order of these numbers is another one."""
     rng = np.random.default_rng(0)
     all_ids, classes = rng.integers(0, 10, (count, views, n)), [2, 10, 11]
     for i in range(count):
@@ -224,7 +225,7 @@ def test_pickles_among_ids_are_not_unpickled(tmp_path):
     (lambda r: [f.unlink() for f in (r / "codes").glob("*")], "codes has too few"),
     (lambda r: [np.save(f, np.array([9999])) for f in (r / "codes").glob("*")], "no ids of this"),
 ])
-def test_folders_of_ids_that_will_not_do(spoil, says, tmp_path):
+def test_unusable_folders_of_ids_are_reported(spoil, says, tmp_path):
     extracted(tmp_path / "x", "codes")
     spoil(tmp_path / "x")
     with pytest.raises(UserError, match=says):
@@ -238,7 +239,7 @@ def test_class_folders_of_ids_are_numbered(tmp_path):
         ids.id_files(tmp_path, 10)
 
 
-def test_vouching_says_what_it_is_of(tmp_path):
+def test_the_json_file_describes_its_ids(tmp_path):
     finish(tmp_path / "train", data.shapes_pictures(20, 3))
     said = json.loads((tmp_path / "train.json").read_text())
     assert said.keys() == {"made_of", "classes", "pictures", "left_out", "sha256"}

@@ -1,4 +1,4 @@
-"""What training must hold, and what a decode may not leave behind."""
+"""Properties of training, and of the state that a decode leaves behind."""
 
 from itertools import islice
 from unittest.mock import patch
@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from arpg_mini import decoding, training
 from arpg_mini.attention import rotary_table
 from arpg_mini.config import TrainConfig
-from arpg_mini.decoding import (
-    decode,
-    decode_steps,
-)
+from arpg_mini.decoding import decode, decode_steps
 from arpg_mini.model import ChunkedCrossEntropy
 from tests.definition import answer
 from tests.helpers import FakeIds, tiny_model
@@ -25,10 +22,10 @@ pytestmark = pytest.mark.equivalence
 
 @for_all(case=lessons(), rows=st.integers(1, 30))
 def test_the_loss_is_its_definition(case, rows):
-    """Mean over samples and targets of −log softmax(logits)[the id at order[t]], whatever the rows
-    at a time; and its gradient is that loss's.
+    """It is the mean over samples and targets of −log softmax(logits)[the id at order[t]], for any
+    number of rows at a time. Its gradient is the gradient of this mean.
 
-    Broken if targets are not permuted as the inputs are, or chunks are weighed wrongly.
+    Broken if targets are not permuted like the inputs, or chunks have wrong weights.
     """
     model, orders = case.model, torch.tensor(case.orders)
     b, n = orders.shape
@@ -48,7 +45,7 @@ def test_the_loss_is_its_definition(case, rows):
 
 @for_all(30, case=lessons(batch=st.just(1)))
 def test_training_is_its_definition(case):
-    """The training forward, query by query, is its formula computed by loops in NumPy."""
+    """The training forward pass equals its formula, computed query by query by loops in NumPy."""
     order, n, width = case.orders[0], len(case.known), case.grid[1]
     image = torch.randint(V, (1, n), generator=torch.Generator().manual_seed(case.seeds[0]))
     logits = case.model(image, torch.tensor(case.labels), torch.tensor([order]))[0]
@@ -60,14 +57,15 @@ def test_training_is_its_definition(case):
         expected = torch.from_numpy(answer(case.model, ids, places, causal, target))
         gap = (logits[t] - expected).abs().max()
         assert gap < 1e-9 * (1 + expected.abs().max()), \
-            f"query {t}, at position {order[t]}, is off its definition by {gap:.2g}"
+            f"query {t}, at position {order[t]}, differs by {gap:.2g} from its definition"
 
 
 @for_all(15, case=lessons(batch=st.just(2)), rows=st.integers(1, 9))
 def test_every_weight_learns_from_the_loss(case, rows):
-    """The gradient of every weight is the loss's slope along a random direction, measured.
+    """The gradient of every weight gives the slope of the loss that is measured along a random
+    direction.
 
-    Broken if a path is cut ([MASK], keys, a gate), or a gradient is scaled.
+    Broken if a path passes no gradient ([MASK], keys, a gate), or a gradient is scaled.
     """
     model, orders = case.new_model(), torch.tensor(case.orders)
     image = torch.randint(V, orders.shape, generator=torch.Generator().manual_seed(case.seeds[0]))
@@ -92,10 +90,11 @@ def test_every_weight_learns_from_the_loss(case, rows):
 
 @for_all(20, case=lessons(), training=st.booleans())
 def test_dropout_is_where_the_paper_puts_it(case, training):
-    """On embedded tokens and on what attention and feed-forward add, of every block, in training.
+    """Training applies dropout to the embedded tokens, and to what attention and feed-forward add
+    in every block.
 
-    With all of it dropped only [MASK] is left to answer with: the residual stream itself never is.
-    Broken if one is missing, or the stream is dropped, or evaluation drops.
+    If all of these are dropped, only [MASK] is left: the residual stream itself is never dropped.
+    Broken if one dropout is missing, the residual stream is dropped, or evaluation uses dropout.
     """
     model = case.new_model(dropout=0.3).train(training)
     (b, n), calls = (len(case.labels), len(case.known)), []
@@ -117,7 +116,7 @@ def test_dropout_is_where_the_paper_puts_it(case, training):
 
 @for_all(25, seed=st.integers(0, 999), rows=st.integers(1, 300))
 def test_the_loss_adds_up_in_float32(seed, rows):
-    """A bfloat16 model's logits are float32, its loss and gradients those of float64, rounded once.
+    """A bfloat16 model has float32 logits. Its loss and gradients are float64's, rounded once.
 
     Broken if losses of thousands of rows, or the head's gradients, are summed in bfloat16.
     """
@@ -140,12 +139,12 @@ def test_the_loss_adds_up_in_float32(seed, rows):
 
 @for_all(20, seed=seeds, step=st.integers(0, 10**6), world=st.sampled_from([1, 2, 4]))
 def test_training_draws_for_each_sample(seed, step, world):
-    """64 samples: orders all differ, some but not all lose their class; processes take slices.
-    Another step or seed draws everything anew.
+    """In 64 samples all orders differ, and some but not all lose their class. Processes take slices
+    of the batch. Another step or seed gives new draws.
 
-    False alarms: two equal orders of 15, 2·10⁻⁹; all or none of 64 dropped at 0.5, or 64 drops
-    twice the same, 10⁻¹⁹.
-    Broken if one order or one drop serves the batch or every step, or each process draws its own.
+    False alarms: 2·10⁻⁹ for two equal orders of 15; 10⁻¹⁹ for all or none of 64 dropped at 0.5, or
+    for the same 64 drops twice.
+    Broken if a batch or all steps share one order or one drop, or each process draws its own.
     """
     config, ids = TrainConfig(batch_size=64), FakeIds()
 
@@ -155,7 +154,7 @@ def test_training_draws_for_each_sample(seed, step, world):
     tokens, labels, orders = whole = batch(seed, step)
     parts = [torch.cat(x) for x in zip(*(batch(seed, step, rank, world) for rank in range(world)))]
     assert all(map(torch.equal, parts, whole)), f"{world} processes differ"
-    assert (orders.sort(-1).values == torch.arange(15)).all(), "orders are no permutations"
+    assert (orders.sort(-1).values == torch.arange(15)).all(), "orders are not permutations"
     assert len(orders.unique(dim=0)) == 64, f"{len(orders.unique(dim=0))} orders for 64 samples"
     dropped = (labels == C).sum().item()
     assert 0 < dropped < 64, f"{dropped} of 64 samples lost their class"
@@ -174,8 +173,8 @@ def second_view(ids: FakeIds, tokens: torch.Tensor) -> torch.Tensor:
 
 @for_all(3, seed=seeds)
 def test_training_draws_are_uniform_and_independent(seed):
-    """Over 4,000 samples every position stands at every rank as often, and classes are dropped as
-    often from either view. False alarms: 10⁻⁹ the one, five standard deviations the other.
+    """In 4,000 samples every position is equally frequent at every rank, and both views lose their
+    class equally often. False alarms: 10⁻⁹ for the first, five standard deviations for the second.
 
     Broken if some orders come more often, or two purposes share a random stream.
     """
@@ -193,11 +192,11 @@ def test_training_draws_are_uniform_and_independent(seed):
          data=st.data(), error=st.sampled_from([RuntimeError, KeyboardInterrupt]),
          where=st.sampled_from(["read", "ask", "head", "sample", "between steps"]))
 def test_an_interrupted_decode_leaves_nothing_behind(case, training, data, error, where):
-    """An exception in any part of any step, or a stream closed between two: the same model then
-    decodes and trains as before.
+    """After an exception in any part of any step, or a stream closed between two steps, the same
+    model decodes and trains as before.
 
-    Broken if a decode switches something on (a mode, a cache in the model, a gradient flag) that
-    only its regular end switches off, or touches the global random state.
+    Broken if a decode switches something on (a mode, a cache in the model, a gradient flag) and
+    only its regular end switches it off, or if it changes the global random state.
     """
     model = case.new_model().train(training)
     image = torch.zeros(len(case.labels), len(case.known), dtype=torch.long)
@@ -218,14 +217,14 @@ def test_an_interrupted_decode_leaves_nothing_behind(case, training, data, error
             with pytest.raises(error):
                 next(stream)
     stream.close()
-    assert torch.is_grad_enabled() and model.training == training, "a mode was left switched"
+    assert torch.is_grad_enabled() and model.training == training, "a mode was not switched back"
     for what, old, new in zip(["ids", "training logits"], before, state()):
         assert torch.equal(old, new), f"interrupted in step {step} ({where}), its {what} changed"
-    assert torch.equal(torch.get_rng_state(), random), "the global random state moved"
+    assert torch.equal(torch.get_rng_state(), random), "the global random state changed"
 
 
 def test_decoding_in_inference_mode_leaves_training_possible():
-    """Broken if a table made in inference mode is kept for later: no gradient could pass it."""
+    """Broken if a table made in inference mode is cached for later: it would pass no gradient."""
     rotary_table.cache_clear()
     model = tiny_model()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The model: sizes, first loss, what may and may not influence what."""
+"""The model: sizes, first loss, and what may influence its results."""
 
 import math
 from unittest.mock import patch
@@ -9,7 +9,8 @@ import torch
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.attention import Linear, RMSNorm, rotary_table, rotate
 from arpg_mini.config import presets
-from arpg_mini.decoding import decode, random_orders
+from arpg_mini.decoding import decode
+from arpg_mini.orders import random_orders
 from tests.helpers import tiny_model
 
 
@@ -37,8 +38,8 @@ def test_a_fresh_models_loss_is_ln_v():
 
 
 def test_causality_belongs_to_the_call():
-    """Logits in evaluation mode are those of training mode: no mask is switched on or off by
-    `train()`."""
+    """Training mode and evaluation mode give the same logits. Broken if `train()` switches a mask
+    on or off."""
     model = tiny_model()
     tokens, labels, orders = (torch.randint(11, (2, 15)), torch.tensor([0, 1]),
                               random_orders([1, 2], 15))
@@ -57,8 +58,8 @@ def test_rotation_is_of_interleaved_pairs_and_the_class_slot_is_zero():
 
 
 def test_rms_norm_is_computed_wide():
-    """In bfloat16 the mean of squares is taken in float32, and the result is cast before the
-    gain."""
+    """In bfloat16 the mean of squares is computed in float32. The result is cast before it is
+    multiplied by the gain."""
     norm, x = RMSNorm(64).bfloat16(), (torch.randn(5, 64) * 30).bfloat16()
     torch.nn.init.normal_(norm.gain)
     wide = x.float()
@@ -75,15 +76,15 @@ def test_impossible_sizes_are_named(wrong):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 12, 100, 300])
-def test_few_rows_are_multiplied_as_many_are(rows):
-    """What decoding multiplies in its own ways is what training multiplies by `F.linear`.
+def test_all_ways_to_multiply_give_the_same_product(rows):
+    """The products that decoding computes in its own ways equal those by `F.linear` in training.
 
-    Broken if a product is padded, transposed or kept in another precision, or if autocast has no
-    say in it.
+    Broken if a product is padded, transposed or kept in another precision, or if it ignores
+    autocast.
     """
     torch.manual_seed(rows)
     layer, x = Linear(512, 520), torch.randn(rows, 3, 512).transpose(0, 1)
-    for few in (0, 40):                                 # whatever this processor would choose
+    for few in (0, 40):                                 # both, whatever this processor prefers
         with torch.no_grad(), patch("arpg_mini.attention.FEW", few):
             quick = layer(x)
         torch.testing.assert_close(quick, layer(x), atol=1e-6, rtol=1e-5)
@@ -92,8 +93,8 @@ def test_few_rows_are_multiplied_as_many_are(rows):
 
 
 @pytest.mark.parametrize("few", [0, 40])
-def test_a_decode_is_the_same_by_every_product(few):
-    """Broken if some view needs a product's result to lie in memory as `F.linear` leaves it."""
+def test_all_ways_to_multiply_give_the_same_decode(few):
+    """Broken if a view needs the result of a product in the memory layout of `F.linear`."""
     torch.manual_seed(0)
     model = ARPG(ModelConfig(vocab_size=40, num_classes=3, grid=(3, 4), dim=32, heads=4,
                              content_layers=2, query_layers=2)).requires_grad_(False)
@@ -104,7 +105,7 @@ def test_a_decode_is_the_same_by_every_product(few):
 
 
 def test_compiled_rotation_is_the_same():
-    """The real arithmetic that a compiler is given turns as the complex product does."""
+    """The real arithmetic for the compiler rotates like the complex product."""
     x, table = torch.randn(2, 5, 3, 8).double(), rotary_table((2, 3), 8)[None, [0, 5, 2, 6, 3]]
     with patch("torch.compiler.is_compiling", lambda: True):
         spelt_out = rotate(x, table)

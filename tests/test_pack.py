@@ -1,4 +1,4 @@
-"""The trained model that lies beside the chapters, and how it was made small."""
+"""The trained model that comes with the chapters, and the command that made its file small."""
 
 import json
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from arpg_mini import checkpoint, training
-from arpg_mini.data import SHAPES, shapes
+from arpg_mini import training
+from arpg_mini.data import shapes
+from arpg_mini.data.builtin import SHAPES
+from arpg_mini.run import checkpoint
 from tests.helpers import ROOT, weights
 from tutorial.pack import halved, main
 
@@ -15,7 +17,7 @@ SHAPES_RUN = ROOT / "tutorial" / "shapes"
 
 
 def test_the_packed_model_is_small_and_as_good_as_its_recipe_says():
-    """Broken if the file is exchanged, or if the model no longer computes what it learned."""
+    """Broken if the file was replaced, or if the model no longer computes what it learned."""
     assert sum(path.stat().st_size for path in SHAPES_RUN.iterdir()) < 4e6
     recipe = json.loads((SHAPES_RUN / "recipe.json").read_text())
     model, saved = checkpoint.load_model(SHAPES_RUN / "model.pt")
@@ -23,7 +25,7 @@ def test_the_packed_model_is_small_and_as_good_as_its_recipe_says():
     assert saved["classes"] == list(SHAPES) and saved["step"] == recipe["run"]["train"]["steps"]
 
     class HeldOut:
-        """What `validation_loss` reads, of the pictures the run itself held out."""
+        """The input of `validation_loss`: the pictures that the run itself held out."""
         def __init__(self, images, labels):
             pictures = training.to_device(images, torch.device("cpu"))
             self.ids = tokenizer.encode(pictures).flatten(1)[:, None].numpy()
@@ -52,7 +54,7 @@ def test_a_run_is_packed_and_draws(finished, tmp_path, monkeypatch, capsys, samp
         assert file["arr_0"].shape == (2, 16, 16, 3)
 
 
-def test_what_cannot_be_packed_is_said(finished, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_packed_is_reported(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pack", str(tmp_path / "none"), str(tmp_path / "out")])
     assert main() == 2 and "no such file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The plan's formulas against PyTorch's own counts of the real model."""
+"""The plan's formulas, compared with what PyTorch counts on the real model."""
 
 import os
 import subprocess
@@ -11,9 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from arpg_mini import ARPG, ModelConfig, bench, plan
+from arpg_mini import ARPG, ModelConfig
 from arpg_mini.config import presets
-from arpg_mini.timing import in_a_process
+from arpg_mini.measure import bench
+from arpg_mini.measure.timing import in_a_process
+from arpg_mini.run import plan
 from tests.helpers import ROOT
 
 SIZES = [dict(dim=64, heads=4, content_layers=3, query_layers=2, vocab_size=100, num_classes=5,
@@ -24,7 +26,7 @@ BATCH = 4
 
 
 def training_model(**sizes) -> tuple[ARPG, tuple]:
-    """A model in training mode and the arguments of a step of BATCH images."""
+    """A model in training mode, and the arguments of a training step of BATCH images."""
     model = ARPG(ModelConfig(**sizes)).train()
     torch.nn.init.normal_(model.head.weight, std=0.02)
     h, w = model.config.grid
@@ -42,12 +44,13 @@ def test_parameters_are_counted(name):
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_flops_are_those_that_pytorch_counts(sizes):
-    """To the last one, but for the one projection of [MASK] that a whole batch shares."""
+    """Broken if a single FLOP differs. The formulas leave out only one projection of [MASK], which
+    a whole batch shares."""
     model, arguments = training_model(**sizes)
     tokens = arguments[0].shape[1]
 
     def counted(work) -> int:
-        # By plain products: what the fused attention kernels do is counted on some devices only.
+        # With plain products: PyTorch counts fused attention kernels on some devices only.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             work()
         return counter.get_total_flops()
@@ -64,8 +67,8 @@ def test_flops_are_those_that_pytorch_counts(sizes):
 
 
 def kept(model: ARPG, arguments: tuple, half: bool) -> int:
-    """Bytes of all tensors that autograd keeps, each storage once, weights and their bfloat16
-    copies left out."""
+    """Bytes of all tensors that autograd keeps, each storage once, without the weights and their
+    bfloat16 copies."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()}
     seen = {}
@@ -74,7 +77,7 @@ def kept(model: ARPG, arguments: tuple, half: bool) -> int:
         storage, flipped = tensor.untyped_storage(), tuple(tensor.shape[::-1])
         copy = tensor.dtype == torch.bfloat16 and flipped in shapes
         if storage.data_ptr() not in weights and not copy:
-            seen[storage.data_ptr()] = storage.nbytes(), tensor  # held, or its place is used anew
+            seen[storage.data_ptr()] = storage.nbytes(), tensor  # else its memory is used again
         return tensor
 
     with (torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
@@ -87,12 +90,13 @@ def kept(model: ARPG, arguments: tuple, half: bool) -> int:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_activations_are_those_that_autograd_keeps(sizes, dropout, half):
-    """Within what does not grow with the batch: the gradient of the head and a few numbers more."""
+    """Broken if the formula misses a tensor that grows with the batch. Others are tolerated: the
+    gradient of the head, and a few numbers more."""
     model, arguments = training_model(**sizes, dropout=dropout)
     c, tokens = model.config, arguments[0].shape[1]
-    # On a CPU a dropped feature is remembered as a number of its own precision.
+    # On a CPU, dropout keeps its mask in the precision of the features.
     formula = plan.kept_bytes(c, tokens, BATCH, half, mask_bytes=2 if half else 4)
-    if half and dropout:                                 # the embedding's is float32 all the same
+    if half and dropout:                                 # the embedding's mask is float32 even then
         formula += BATCH * tokens * c.dim * 2
     head = 4 * c.vocab_size * c.dim
     assert 0 <= kept(model, arguments, half) - head - formula + 64 * c.dim <= 128 * c.dim
@@ -113,7 +117,7 @@ def test_recomputing_keeps_the_blocks_inputs():
 
 
 def test_what_the_presets_promise_fits():
-    """The cards that config.py names for each preset; `how` as its comment says."""
+    """Broken if a preset does not fit on the GPUs that config.py names for it."""
     def fits(name, card, images, **how):
         p = presets()[name]
         how = dict(half=True, **how)
@@ -128,7 +132,7 @@ def test_what_the_presets_promise_fits():
         assert fits(name, 24, micro[name], processes=8, shard=True, recompute=True)
 
 
-def test_sharding_divides_what_is_held_and_not_what_is_worked_on():
+def test_sharding_divides_the_state_and_not_the_activations():
     p = presets()["arpg-l"]
     one, eight = (plan.memory(p.model, p.train, 256, 8, n, half=True, shard=True) for n in (1, 8))
     for part in ("weights", "gradients", "optimizer", "running average"):
@@ -137,7 +141,7 @@ def test_sharding_divides_what_is_held_and_not_what_is_worked_on():
 
 
 def test_the_plan_in_words_needs_no_data(tmp_path):
-    """Nothing is read, trained or written; the GPUs need not be there."""
+    """Broken if --plan reads data, trains, writes a file, or needs the GPUs that it plans for."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_mini.py"), "--preset", "arpg-xxl", "--plan", "--gpus",
          "8", "--device-tflops", "100", "--utilisation", "0.5"], cwd=tmp_path, capture_output=True,
@@ -146,13 +150,13 @@ def test_the_plan_in_words_needs_no_data(tmp_path):
     assert "1,302.4 M parameters" in done.stdout
     p = presets()["arpg-xxl"]
     rate = 8 * 100e12 * 0.5 / plan.training_flops(p.model, 256)
-    assert f"{rate:,.0f} images/s, the run in {512e6 / rate / 3600:,.1f} hours" in done.stdout
+    assert f"{rate:,.0f} images/s, the run takes {512e6 / rate / 3600:,.1f} hours" in done.stdout
 
 
 @pytest.mark.slow
 def test_memory_is_what_a_step_really_takes():
-    """Peak resident memory of real steps of 62 M parameters: a little below the plan. With
-    recomputation the parts do not peak together, so there the plan is a bound."""
+    """The peak resident memory of real steps (62 M parameters) is a little below the plan. With
+    recomputation the parts do not peak at the same time, so the plan is an upper bound."""
     preset, device = presets()["imagenet-s"], torch.device("cpu")
     preset.train.batch_size = 5
     with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="1000000"):

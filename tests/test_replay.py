@@ -1,7 +1,7 @@
-"""Compiled and recorded decodes are the plain ones; and what a GPU demands of steps to be recorded.
+"""Compiled and recorded decodes equal plain ones, and a GPU can record the steps.
 
-No GPU is needed: a tape stands in for a CUDA graph. It keeps every operation with its tensors, and
-replayed does each again on the same memory, so what was a number on the host stays what it was.
+No GPU is needed: a tape replaces the CUDA graph. It records every operation with its tensors. Its
+replay repeats each operation on the same memory, so numbers on the host keep their recorded values.
 """
 
 import inspect
@@ -18,18 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sample_mini
-from arpg_mini import decoding, replay
-from arpg_mini.decoding import Settings, decode, decode_steps, make_plan, run_steps
+from arpg_mini import decoding
+from arpg_mini.decoding import decode, decode_steps, make_plan, run_steps
+from arpg_mini.run import replay
+from arpg_mini.sampling import Settings
 from tests.helpers import tiny_model
 
-SIZES = [1, 2, 1, 3, 3, 5]                      # of the steps of 15 tokens
+SIZES = [1, 2, 1, 3, 3, 5]                      # step sizes for 15 tokens
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select",
-         "aten::lift_fresh"}                    # the last: a tensor made of numbers on the host
+         "aten::lift_fresh"}                    # the last makes a tensor of numbers on the host
 
 
 class Tape(TorchDispatchMode):
-    """In place of `replay.cuda_graph`: the operations of `work`, which are done, to be done again.
-    RuntimeError where CUDA would wait for the device or copy from the host."""
+    """Replaces `replay.cuda_graph`: runs `work` and records its operations, so that they can be
+    repeated. RuntimeError where CUDA would wait for the device or copy from the host."""
 
     def __init__(self, work, earlier):
         super().__init__()
@@ -39,7 +41,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._schema.name in WAITS:
-            raise RuntimeError(f"{func}: the device would be waited for")
+            raise RuntimeError(f"{func}: CUDA would wait for the device")
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, result))
         return result
@@ -47,14 +49,14 @@ class Tape(TorchDispatchMode):
     def replay(self):
         for func, args, kwargs, result in self.calls:
             for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs))):
-                # If the memory is the same, it is what the call was given: written, or a view.
+                # If the memory is the same, the call has written to it or returned a view of it.
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sharing such small products takes longer than doing them."""
+    """Several threads would make such small products slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +73,7 @@ def model():
 
 @pytest.fixture
 def taped(monkeypatch):
-    """How many recordings are made."""
+    """The recordings that are made."""
     made, whole = [], replay.Recording.__init__
 
     def count(self, *arguments):
@@ -83,7 +85,7 @@ def taped(monkeypatch):
 
 
 def arguments(number, **how):
-    """Labels, seeds and settings of the decode `number`, always of the same shapes."""
+    """Labels, seeds and settings of decode `number`. Their shapes are always the same."""
     known = torch.full((3, 15), -1)
     known[:, torch.tensor([2, 3, 7, 11]) + number] = torch.arange(12).view(3, 4) % (7 + number)
     labels = [number % 3, (number + 1) % 3, 3]
@@ -103,7 +105,7 @@ def agrees(model, number, **how):
     {"within_step": "causal", "schedule": "constant"}, {"grid": (5, 3), "positions": "ntk"},
     {"temperature": 0.7, "top_k": 6, "top_p": 0.8}, {"temperature": 0}], ids=str)
 def test_replayed_decodes_are_plain_ones(model, taped, how):
-    """Other labels, seeds and known tokens, at other places, go through the same memory."""
+    """Decodes with other labels, seeds, known tokens and known positions use the same recording."""
     drawn = [agrees(model, number, **how) for number in range(4)]
     assert len(taped) == 1 and not torch.equal(drawn[2], drawn[3])
     assert taped[0].graphs and all(tape.calls for tape in taped[0].graphs)
@@ -122,11 +124,11 @@ def test_hints_are_replayed(taped):
     assert len(taped) == 1 and not torch.equal(drawn[1], drawn[2])
     assert torch.equal(decode(model, [0, 1], [4, 5], steps=5),
                        decode(plain, [0, 1], [4, 5], steps=5))
-    assert len(taped) == 1 and model.run_steps.recording is None        # no hints: another decode
+    assert len(taped) == 1 and model.run_steps.recording is None        # a decode without hints
 
 
 def test_ids_of_earlier_decodes_stay(model):
-    """A recording has one tensor of ids; each decode has its own."""
+    """A recording has one tensor of ids, but each decode must return its own."""
     results = [decode(model, *arguments(i)[:2], **arguments(i)[2]) for i in range(4)]
     for number, ids in enumerate(results):
         assert torch.equal(ids, agrees(tiny_model(), number))
@@ -147,8 +149,8 @@ def test_another_decode_is_recorded_anew(model, taped, changed):
         assert len(taped) == count
 
 
-def test_what_the_plan_has_taken_in_is_not_recorded(model, taped):
-    """The same decode in other words, and what is data: neither makes a new recording."""
+def test_settings_that_only_the_plan_uses_make_no_new_recording(model, taped):
+    """Neither other data nor another way to write the same settings makes a new recording."""
     own = torch.stack([torch.randperm(15) for _ in range(3)])
     for how in ({}, {}, {"grid": [3, 5]}, {"orders": own}, {"against": [1, 2, 0]},
                 {"steps": decoding.step_sizes(11, 6)}):
@@ -157,7 +159,7 @@ def test_what_the_plan_has_taken_in_is_not_recorded(model, taped):
 
 
 def test_steps_look_only_at_settings_that_are_compared():
-    """A setting in `PLANNED` that the steps read would be replayed as it was when recorded."""
+    """Broken if the steps read a setting in `PLANNED`: a replay would use its recorded value."""
     class Watched:
         def __init__(self, how):
             self.how, self.read = how, set()
@@ -194,8 +196,8 @@ def test_weights_may_change_in_place_and_moved_ones_are_recorded_anew(model, tap
 
 
 def test_a_decode_left_half_done(model, taped):
-    """The first is to have run to its end before one is recorded; and while one is replayed, its
-    memory is not another's."""
+    """A decode is recorded only after a first one has run to its end. While a recording is
+    replayed, no other decode uses its memory."""
     def begun(number, steps):
         labels, seeds, how = arguments(number)
         stream = decode_steps(model, labels, seeds, **how)
@@ -208,15 +210,15 @@ def test_a_decode_left_half_done(model, taped):
     assert not taped
     agrees(model, 1)
     stream = begun(2, 3)
-    agrees(model, 1)                                    # beside it
+    agrees(model, 1)                                    # at the same time
     for ids in stream:
         pass
     assert torch.equal(ids, agrees(tiny_model(), 2))
-    begun(2, 3)                                         # and nobody goes on with it
+    begun(2, 3)                                         # this one is never continued
     assert not taped[0].busy
     agrees(model, 3)
     stream = begun(2, 3)
-    for number in range(3):                             # another decode's recording
+    for number in range(3):                             # another decode is recorded
         agrees(model, number, guidance=1.0)
     for ids in stream:
         pass
@@ -226,7 +228,7 @@ def test_a_decode_left_half_done(model, taped):
 
 
 def test_two_first_decodes_side_by_side(model, taped):
-    """The one that began first ends when the other has been recorded."""
+    """The decode that began first ends after the other one has been recorded."""
     labels, seeds, how = arguments(0)
     stream = decode_steps(model, labels, seeds, **how)
     next(stream)
@@ -248,7 +250,8 @@ def test_nothing_to_decode(model, taped):
 
 
 def test_autocast_and_inference_mode(model, taped):
-    """Under autocast nothing is recorded; tensors of inference mode may not be written outside."""
+    """Under autocast nothing is recorded. A change of inference mode makes a new recording: tensors
+    of inference mode may not be written outside it."""
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16):
             agrees(model, 0)
@@ -270,15 +273,15 @@ def wrong_steps(model, plan, how, wrong):
     lambda ids: ids[0, 0].item(), lambda ids: bool((ids < 0).any()), lambda ids: ids.nonzero(),
     lambda ids: torch.tensor([1])], ids="item bool nonzero host".split())
 def test_a_step_that_waits_is_caught(wrong, model, monkeypatch):
-    """A test of the tests above: the tape refuses what a CUDA graph can't hold."""
+    """A test of the tests above: the tape refuses what a CUDA graph can't record."""
     agrees(model, 0)
     monkeypatch.setattr(replay, "run_steps", partial(wrong_steps, wrong=wrong))
-    with pytest.raises(RuntimeError, match="the device would be waited for"):
+    with pytest.raises(RuntimeError, match="CUDA would wait for the device"):
         agrees(model, 0)
 
 
 class AllOn(TorchDispatchMode):
-    """Every tensor an operation takes or makes must be on the device."""
+    """Every tensor that an operation takes or makes must be on the device."""
 
     def __init__(self, device):
         super().__init__()
@@ -295,8 +298,8 @@ class AllOn(TorchDispatchMode):
     {}, {"guidance": 1.0, "known": None}, {"within_step": "causal"},
     {"temperature": 0.7, "top_k": 6, "top_p": 0.8}, {"temperature": 0}], ids=str)
 def test_steps_happen_on_the_device_alone(how):
-    """The device `meta` has shapes and no values: what waits for one, or comes from the host, can't
-    be computed there."""
+    """On the device `meta`, tensors have shapes but no values. Broken if a step waits for a value,
+    or uses a tensor from the host: neither works there."""
     labels, seeds, how = arguments(0, **how)
     how, model = Settings(**how), tiny_model()
     plan = make_plan(model, labels, seeds, how)
@@ -313,7 +316,7 @@ def test_steps_happen_on_the_device_alone(how):
 
 @contextmanager
 def compiling():
-    """The compiler as if never used; afterwards, too."""
+    """Reset the compiler, before and afterwards."""
     torch._dynamo.reset()
     counters.clear()
     try:
@@ -325,7 +328,7 @@ def compiling():
 
 
 def test_all_steps_and_layers_are_compiled_together():
-    """A decode's compilations do not grow with steps or layers, and the next has none."""
+    """The number of compilations does not grow with steps or layers. The next decodes need none."""
     compiled = []
 
     def backend(graph, inputs):
@@ -334,7 +337,7 @@ def test_all_steps_and_layers_are_compiled_together():
         return graph.forward
 
     def count(steps, layers=2, batch=2, **how):
-        """Compilations of a decode of 36 tokens, in which steps of 1 and of several occur."""
+        """Compilations for a decode of 36 tokens with steps of one and of several tokens."""
         sizes = dict(grid=(6, 6), content_layers=layers, query_layers=layers + 1)
         made, plain = tiny_model(**sizes), tiny_model(**sizes)
         replay.compile_blocks(made, backend=backend)
@@ -347,7 +350,7 @@ def test_all_steps_and_layers_are_compiled_together():
     with compiling():
         first = count(8)
         assert 0 < first <= 10
-        # Other numbers of steps, of layers, of samples, and no guidance: nothing new.
+        # Other numbers of steps, layers and samples, or no guidance: no new compilation.
         assert [count(16), count(30), count(8, layers=5), count(16, batch=4),
                 count(16, batch=4, guidance=1.0)] == [0] * 5
         assert 0 < count(16, within_step="causal") <= 4
@@ -366,12 +369,12 @@ def test_with_the_real_compiler_it_draws_the_same():
         assert model.run_steps is None
         drawn, code = run_and_get_code(draw, model)
     assert all(map(torch.equal, drawn, expected))
-    # The cache is written where it is: no other (2, B, H, slots, K) is made.
+    # The cache is written in place: no other (2, B, H, slots, K) is made.
     assert code and not re.search(r"empty_strided_cpu\(\(2, \w+, 2, [^()]*, 12\)", "".join(code))
 
 
 def test_graphs_replay_plain_decodes(taped):
-    """CUDA graphs and compiled blocks where there is a GPU; elsewhere tapes and plain blocks."""
+    """With a GPU: CUDA graphs and compiled blocks. Without: tapes and plain blocks."""
     gpu = torch.cuda.is_available()
     model = tiny_model(torch.float32).to("cuda" if gpu else "cpu")
     expected = [decode(model, *arguments(i)[:2], **arguments(i)[2]) for i in range(4)]
@@ -385,7 +388,7 @@ def test_graphs_replay_plain_decodes(taped):
 
 
 def test_graphs_share_the_first_ones_memory(monkeypatch):
-    """As far as it can be seen without a GPU: `torch.cuda.graph` is given what it takes."""
+    """Without a GPU, only this can be tested: `torch.cuda.graph` gets arguments that it accepts."""
     class Graph:
         def pool(self):
             return self
@@ -408,7 +411,7 @@ def test_graphs_share_the_first_ones_memory(monkeypatch):
     assert [g["pool"] for g in given] == [None, made[0], made[0]]
 
 
-def test_the_flag_speeds_up_what_is_drawn_with(finished, sample, mistake, monkeypatch, tmp_path):
+def test_the_compile_flag_speeds_up_the_model(finished, sample, mistake, monkeypatch, tmp_path):
     sped = []
     monkeypatch.setattr(replay, "speed_up", lambda model, device: sped.append((model, device)))
     sample(finished[0], "--count", 2, "--steps", 2, "--npz", "x.npz")

@@ -1,4 +1,4 @@
-"""What step sizes, filters, noise and the inverse CDF must hold for themselves."""
+"""Properties of step sizes, filters, noise and the inverse CDF, each on its own."""
 
 import math
 from itertools import accumulate
@@ -8,26 +8,27 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from arpg_mini import decoding
-from arpg_mini.decoding import (
-    decode,
+from arpg_mini.config import GUIDANCE_SCHEDULES, SCHEDULES
+from arpg_mini.decoding import decode
+from arpg_mini.orders import random_orders, step_sizes
+from arpg_mini.sampling import (
+    Settings,
     filter_logits,
     inverse_cdf,
     position_noise,
-    random_orders,
-    step_sizes,
+    sample,
 )
 from tests.strategies import V, decodes, for_all, permutations, seeds, short, trace
 
 pytestmark = pytest.mark.equivalence
 
 
-@for_all(200, n=st.integers(1, 300), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
+@for_all(200, n=st.integers(1, 300), schedule=st.sampled_from(SCHEDULES), data=st.data())
 def test_steps_add_up_and_follow_their_curve(n, schedule, data):
-    """T sizes of one or more that sum to n; what is left after each is the curve's share of n.
+    """The T sizes are one or more and sum to n. After each step, the curve's share of n is left.
 
-    Rounded down, but so that this step and the last have one token at least.
-    Broken if a step is empty, or the last does not take what remains, or the curve is another.
+    The share is rounded down, but this step and the last get one token at least.
+    Broken if a step is empty, the last step does not take all that remains, or the curve is wrong.
     """
     steps = data.draw(st.integers(1, n), label="steps")
     sizes = step_sizes(n, steps, schedule)
@@ -41,15 +42,15 @@ def test_steps_add_up_and_follow_their_curve(n, schedule, data):
                            for slack in (-1e-9, 1e-9))
         left = before - size
         assert lowest <= left <= highest or schedule == "constant" and left == highest + 1, \
-            f"{n} tokens: after step {s} of {steps} {left} are left, not {highest}"
+            f"{n} tokens: after step {s} of {steps}, {left} are left, not {highest}"
         before = left
 
 
-@for_all(case=decodes(), schedule=st.sampled_from(decoding.SCHEDULES), data=st.data())
+@for_all(case=decodes(), schedule=st.sampled_from(SCHEDULES), data=st.data())
 def test_a_schedule_decodes_as_its_sizes(case, schedule, data):
-    """T steps of a schedule are the steps `step_sizes` gives for the unknown positions.
+    """A decode in T steps has the sizes that `step_sizes` gives for its unknown positions.
 
-    Broken if known positions are counted in, or the schedule is not passed on.
+    Broken if known positions are counted too, or the schedule is not passed on.
     """
     assume(case.sizes)
     steps, unknown = data.draw(st.integers(1, sum(case.sizes)), label="T"), sum(case.sizes)
@@ -61,8 +62,8 @@ def test_a_schedule_decodes_as_its_sizes(case, schedule, data):
 
 
 def slow_filter(row: list[float], temperature: float, top_k: int, top_p: float) -> set[int]:
-    """The ids that stay, by definition: the k largest and their equals; of those, from the
-    likeliest down, as many as it takes to reach p."""
+    """The ids that stay, by definition. Top-k keeps the k largest logits and all that equal the
+    smallest of them. Of those, top-p keeps the most likely ids, until their sum reaches p."""
     row = [x / temperature for x in row]
     kth = sorted(row, reverse=True)[min(top_k or len(row), len(row)) - 1]
     row = [x if x >= kth else -math.inf for x in row]
@@ -79,11 +80,11 @@ def slow_filter(row: list[float], temperature: float, top_k: int, top_p: float) 
          ties=st.booleans(), temperature=st.sampled_from([0.5, 1.0, 2.0]),
          top_k=st.integers(0, 10), top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]))
 def test_filters_are_their_slow_definition(shape, v, seed, ties, temperature, top_k, top_p):
-    """What stays is logits / temperature, the rest -inf; rows of any shape do not mix.
+    """Ids that stay have logits / temperature, the others -inf. Rows of any shape do not mix.
 
-    Which of equally likely ids top_p keeps is not said, only how many.
-    Broken if the id that crosses top_p is cut, a filter runs along another axis, temperature comes
-    in at the wrong place, or one of two equals is lost to top_k.
+    Among equally likely ids, top_p may keep any; only their number is defined.
+    Broken if top_p cuts the id that crosses p, a filter runs along another axis, the temperature is
+    applied at the wrong place, or top_k drops one of two equal logits.
     """
     logits = torch.randn(*shape, v, dtype=torch.float64,
                          generator=torch.Generator().manual_seed(seed))
@@ -95,7 +96,7 @@ def test_filters_are_their_slow_definition(shape, v, seed, ties, temperature, to
         kept = [i for i, x in enumerate(row) if x > -math.inf]
         right = sorted(scaled[i] for i in keep) == sorted(row[i] for i in kept)
         assert right and all(row[i] == scaled[i] for i in kept), \
-            (f"logits {short(given_row)}: ids {sorted(keep)} stay, divided by {temperature}; "
+            (f"logits {short(given_row)}: ids {sorted(keep)} must stay, divided by {temperature}; "
              f"got {short(row)}")
 
 
@@ -104,24 +105,24 @@ guidances = st.sampled_from([1.0, 2.5, 0.0, 7.0])
 
 @for_all(200, seed=seeds, batch=st.integers(1, 3), m=st.sampled_from([1, 40]),
          share=st.floats(0.01, 1), guidance=guidances,
-         schedule=st.sampled_from(decoding.GUIDANCE_SCHEDULES),
+         schedule=st.sampled_from(GUIDANCE_SCHEDULES),
          temperature=st.sampled_from([1.0, 0.5, 2.0, 0.0]), top_k=st.sampled_from([0, 1, 3]),
          top_p=st.sampled_from([1.0, 0.9, 0.5]), dtype=st.sampled_from([torch.float64,
                                                                        torch.bfloat16]))
 def test_sample_is_its_definition(seed, batch, m, share, guidance, schedule, temperature, top_k,
                                   top_p, dtype):
-    """Guidance, then temperature, top-k, top-p, then the id at which the running sum of
-    probabilities passes the uniform number; in float32 at least.
+    """Guidance comes first, then temperature, top-k and top-p. The sample is the first id whose
+    cumulative probability exceeds the uniform number. All is computed in float32 at least.
 
-    Broken if a setting is dropped, comes twice or in another order.
+    Broken if a setting is ignored, applied twice or applied in another order.
     """
     g, halves = torch.Generator().manual_seed(seed), 1 if guidance == 1 else 2
     logits = 2 * torch.randn(halves * batch, m, V, dtype=torch.float64, generator=g)
     logits = logits.to(dtype)
     noise = torch.rand(batch, m, dtype=torch.float64, generator=g)
-    how = decoding.Settings(guidance=guidance, guidance_schedule=schedule, top_k=top_k,
+    how = Settings(guidance=guidance, guidance_schedule=schedule, top_k=top_k,
                             temperature=temperature, top_p=top_p)
-    got = decoding.sample(logits, noise, share, how).tolist()
+    got = sample(logits, noise, share, how).tolist()
     s = guidance if schedule == "constant" else 1 + (guidance - 1) * share
     for b in range(batch):
         for t in range(m):
@@ -131,7 +132,7 @@ def test_sample_is_its_definition(seed, batch, m, share, guidance, schedule, tem
                 row = u + (row - u) * s
             row = row.tolist()
             if len(set(row)) < V and top_p < 1:
-                continue                                  # which of two equals it keeps is open
+                continue                                  # top-p may keep either of two equal ids
             keep = (slow_filter(row, temperature, top_k, top_p) if temperature
                     else {i for i, x in enumerate(row) if x == max(row)})
             weights = [math.exp((x - max(row)) / (temperature or 1)) * (i in keep)
@@ -146,13 +147,13 @@ def test_sample_is_its_definition(seed, batch, m, share, guidance, schedule, tem
 
 @for_all(150, v=st.integers(1, 9), seed=seeds, noise=st.floats(0, 1, exclude_max=True))
 def test_temperature_has_its_limits(v, seed, noise):
-    """Towards 0 the largest logit is certain, and at 0 it is; towards infinity all are alike."""
+    """At 0 and near 0, the largest logit always wins. Near infinity, all ids are equally likely."""
     logits = 3 * torch.randn(v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     largest, at = logits.argmax().item(), torch.tensor(noise, dtype=torch.float64)
     assert inverse_cdf(filter_logits(logits, 0), at).item() == largest, \
         f"temperature 0, logits {short(logits)}, noise {noise:.4g}: not the largest"
     top = logits.topk(min(2, v)).values
-    if v == 1 or top[0] - top[1] > 0.01:                  # the others' share is below e^-100
+    if v == 1 or top[0] - top[1] > 0.01:                  # the others are less likely than e^-100
         at = at.clamp(min=1e-40)
         assert inverse_cdf(filter_logits(logits, 1e-4), at).item() == largest, \
             f"temperature 0.0001, logits {short(logits)}: not the largest"
@@ -162,8 +163,8 @@ def test_temperature_has_its_limits(v, seed, noise):
 
 @for_all(60, v=st.integers(1, 12), seed=seeds, impossible=st.sets(st.integers(0, 11)))
 def test_inverse_cdf_follows_the_distribution(v, seed, impossible):
-    """On an even lattice of 1,000 uniform numbers each id comes within one of 1,000 times its
-    share, and at the ends of [0, 1) only possible ids do. Exact: there are no odds."""
+    """For 1,000 evenly spaced numbers, an id of probability p comes 1,000·p times, within one. At
+    the ends of [0, 1) only possible ids come. The test is exact: nothing is left to chance."""
     assume(len([i for i in impossible if i < v]) < v)
     logits = torch.randn(v, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     logits[[i for i in impossible if i < v]] = -math.inf
@@ -180,9 +181,9 @@ def test_inverse_cdf_follows_the_distribution(v, seed, impossible):
 
 @for_all(5, seed=seeds)
 def test_inverse_cdf_is_precise_at_16384_ids(seed):
-    """16,384 float32 logits: the id at every boundary of the exact sums is right to 1e-10.
+    """With 16,384 float32 logits, every boundary between two ids is correct to 1e-10.
 
-    Broken if the sum is taken in float32: ids then shift where many small shares have added up.
+    Broken if the sum is computed in float32: after many small probabilities, boundaries shift.
     """
     logits = torch.randn(16384, generator=torch.Generator().manual_seed(seed % 2**32))
     edges = logits.double().softmax(-1).cumsum(-1)[:-1]
@@ -195,7 +196,7 @@ def test_inverse_cdf_is_precise_at_16384_ids(seed):
 
 @for_all(case=decodes(), data=st.data())
 def test_noise_belongs_to_seed_and_position(case, data):
-    """Other steps, other samples, another order: the number at a position stays what it was.
+    """A position has the same uniform number with other steps, other samples and another order.
 
     Broken if noise is drawn per step or per batch, or indexed by rank.
     """
@@ -212,7 +213,7 @@ def test_noise_belongs_to_seed_and_position(case, data):
     first, second = by_position(run, case, b), by_position(alone.run(decode), alone, 0)
     wrong = [p for p in first if first[p] != second[p]]
     assert not wrong, \
-        f"position {wrong[0]} drew at {first[wrong[0]]:.4f}, then at {second[wrong[0]]:.4f}"
+        f"position {wrong[0]} had {first[wrong[0]]:.4f}, then {second[wrong[0]]:.4f}"
     assert all(0 <= u < 1 for u in first.values()), f"not in [0, 1): {first}"
     if len(first) > 1:
         assert len(set(first.values())) > 1, "every position has the same number"
@@ -221,15 +222,15 @@ def test_noise_belongs_to_seed_and_position(case, data):
 @for_all(first=seeds, second=seeds | st.integers(0, 40).map(lambda k: 2**k),
          n=st.integers(20, 40))
 def test_seeds_have_orders_and_noise_of_their_own(first, second, n):
-    """Two seeds agree in neither (once in 10^18 they might in an order: 1/20!)."""
+    """Two seeds have different orders and noise (equal orders by chance: 1/20!, once in 10^18)."""
     assume(first != second)
     orders, noise = random_orders([first, second], n), position_noise([first, second], n)
-    assert sorted(orders[0].tolist()) == list(range(n)), f"no permutation: {orders[0].tolist()}"
+    assert sorted(orders[0].tolist()) == list(range(n)), f"not a permutation: {orders[0].tolist()}"
     assert not torch.equal(*orders), f"seeds {first} and {second} share an order"
     assert noise.dtype == torch.float64 and (noise * 2**24 % 1 > 0).any(), \
-        f"seed {first}: noise of 24 bits or fewer: rare ids of many are never drawn"
+        f"seed {first}: noise of 24 bits or fewer never draws the rarest ids"
     assert not torch.isclose(*noise, rtol=0, atol=1e-9).all(), \
         f"seeds {first} and {second} share their noise"
     ranks = noise[0].argsort()
     assert not torch.equal(ranks, orders[0]) and not torch.equal(ranks.argsort(), orders[0]), \
-        f"seed {first}: the order tells the noise"
+        f"seed {first}: the order reveals the noise"

@@ -1,4 +1,4 @@
-"""The tokenizer: shapes, the straight-through gradient, the codebook's losses and life."""
+"""The tokenizer: shapes, the straight-through gradient, and the codebook's losses and rows."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_sides_that_are_no_multiple_of_the_stride_are_refused():
 
 
 def test_nearest_is_the_smallest_distance_between_unit_vectors():
-    """Against the definition, with rows of very different norms, none of which may win by its
-    norm."""
+    """Compared with the definition, on rows of very different norms. Broken if a row wins because
+    of its norm."""
     book = tokenizer().codebook
     with torch.no_grad():
         book.rows.mul_(torch.linspace(0.1, 10, 20)[:, None])
@@ -42,7 +42,7 @@ def test_nearest_is_the_smallest_distance_between_unit_vectors():
 
 
 def test_the_straight_through_gradient_passes_the_rounding():
-    """The encoder gets the decoder's gradient as if the code were its feature; the codebook gets
+    """The encoder's feature gets the decoder's gradient as if it were the code. The codebook gets
     none of it."""
     model = tokenizer()
     features = model.features(torch.rand(2, 3, 8, 8)).detach().requires_grad_()
@@ -96,8 +96,8 @@ def test_fit_finds_separate_clusters_of_unequal_size():
 
 
 def test_a_local_encoder_sees_only_its_own_few_pixels():
-    """Changing one corner changes only ids near it, and a flat picture has one id everywhere,
-    borders included; with the released encoder both are false."""
+    """A change in one corner changes only features near it. A flat picture has the same feature
+    everywhere, also at its borders. With the released encoder both are false."""
     image = torch.rand(1, 3, 32, 32)
     changed = image.clone()
     changed[..., :4, :4] = 1 - changed[..., :4, :4]

@@ -1,5 +1,5 @@
-"""Randomness as a pure function, the schedule, the average, and runs that continue as if never
-stopped."""
+"""Random draws as pure functions, the schedule, the average, and runs that continue as if they had
+never stopped."""
 
 import copy
 from unittest.mock import patch
@@ -10,7 +10,8 @@ import torch
 
 from arpg_mini import TokenizerConfig, training
 from arpg_mini.config import TrainConfig
-from arpg_mini.data import shapes_pictures
+from arpg_mini.data.builtin import shapes_pictures
+from arpg_mini.run.saving import Log
 from arpg_mini.tokenizer import VQTokenizer
 from tests.helpers import FakeIds, tiny_model
 from tests.test_tokenizer import SMALL
@@ -24,8 +25,8 @@ def test_an_epoch_visits_everything_once_in_its_own_order():
 
 
 def test_no_two_purposes_share_a_random_stream():
-    """Broken if streams met (seed + purpose + step, say), or two draws of a batch were made for one
-    purpose: then drops would tell orders."""
+    """Broken if two streams coincide (as with seed + purpose + step), or if two draws of a batch
+    have one purpose: then the drops would depend on the orders."""
     box = [(seed, purpose, step) for seed in range(3) for purpose in range(8) for step in range(4)]
     assert len({training.generator(*at).random() for at in box}) == len(box)
     with patch.object(training, "generator", side_effect=training.generator) as drawn:
@@ -44,7 +45,7 @@ def test_processes_take_their_rows_of_the_global_batch():
 
 
 def test_orders_labels_and_views_are_drawn_per_sample():
-    """Broken if one order, one class drop or one view served the whole batch."""
+    """Broken if the whole batch shares one order, one class drop or one view."""
     config, ids = TrainConfig(batch_size=400), FakeIds()
     tokens, labels, orders = training.draw_batch(ids, config, 3, 0.1, seed=1, step=0)
     assert len(orders.unique(dim=0)) > 390 and (orders.sort(1).values == torch.arange(15)).all()
@@ -99,12 +100,12 @@ def same(a, b):
 
 
 def test_arpg_continues_to_the_bit():
-    """Stopped after 5 of 12 steps, with dropout and class drops on, and continued: every bit is the
-    same."""
+    """A run with dropout and class drops stops after 5 of 12 steps and continues. Every bit is the
+    same as without the stop."""
     torch.manual_seed(99)
     whole, end = run_arpg(0, 12)
     first, middle = run_arpg(0, 5)
-    torch.manual_seed(1)                                         # whatever ran in between
+    torch.manual_seed(1)                                         # other code ran in between
     rest, end_again = run_arpg(5, 12, middle)
     assert first + rest == whole and same(end[0], end_again[0]) and same(end[1], end_again[1])
     assert whole[-1] < whole[0]
@@ -139,10 +140,10 @@ def test_validation_has_fixed_orders_and_no_dropout():
 
 
 def test_the_log_drops_rows_after_the_resumed_step(tmp_path):
-    log = training.Log(tmp_path / "log.csv", 0)
+    log = Log(tmp_path / "log.csv", 0)
     for step in (10, 20, 30):
         log.row(step=step, epoch=0.5, train_loss=1.0, val_loss="", lr=1e-3, images_per_second=5.0)
-    again = training.Log(tmp_path / "log.csv", 20)
+    again = Log(tmp_path / "log.csv", 20)
     again.row(step=30, epoch=0.5, train_loss=2.0, val_loss=1.5, lr=1e-3, images_per_second=5.0)
     lines = (tmp_path / "log.csv").read_text().split()
     assert lines[0] == ("step,epoch,train_loss,val_loss,lr,images_per_second,gradient_norm,"
@@ -152,9 +153,10 @@ def test_the_log_drops_rows_after_the_resumed_step(tmp_path):
 
 
 def waits(work) -> set[str]:
-    """Operations of `work` at which the CPU would wait for a device, by what the profiler saw.
+    """The operations of `work` at which the CPU would wait for a device, found by the profiler.
 
-    The fused AdamW reads its step counts so on a CPU only; its CUDA kernel does it on the device.
+    The fused AdamW waits for its step counts on a CPU only; its CUDA kernel reads them on the
+    device.
     """
     def within(event, name: str) -> bool:
         return event is not None and (event.name == name or within(event.cpu_parent, name))
@@ -170,7 +172,7 @@ def waits(work) -> set[str]:
 
 @pytest.mark.parametrize("controlled", [False, True])
 def test_training_never_waits_for_the_device(controlled):
-    """Two steps, in pieces, with dropout; then the same with one glance at the loss."""
+    """Two steps with micro-batches and dropout do not wait. A step whose loss is read must wait."""
     model = tiny_model(torch.float32, dropout=0.1, control_stride=2 if controlled else 0)
     config = TrainConfig(steps=4, batch_size=8, micro_batch=3, loss_rows=16)
     optimizer = training.make_optimizer(model, config.weight_decay, config.betas)

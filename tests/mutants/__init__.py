@@ -1,11 +1,11 @@
 """Tests of the tests: plausible mistakes, each with the property that must notice it.
 
-A mutant is a small edit of the package's source, applied in memory for as long as one property
-runs. Each is a mistake somebody makes when writing ARPG; reading one and guessing what it breaks is
-a good exercise.
+A mutant is a small edit of the package's source. It is applied in memory while one property runs.
+Each mutant is a mistake that somebody could make when writing ARPG. A good exercise: read one, and
+guess what it breaks.
 
     python -m tests.mutants                 # the table: mutant, property, smallest counterexample
-    python -m tests.mutants --diff causal   # those with "causal" in the name, as edits
+    python -m tests.mutants --diff causal   # the edits of mutants with "causal" in their name
 """
 
 import inspect
@@ -22,20 +22,20 @@ Edit = tuple[object, str, str, str]          # owner, name of its function, old 
 
 
 class Mutant:
-    """A mistake by name, the property that must fail, and the edits that make it."""
+    """A mistake: its name, the property that must fail, and the edits that make the mistake."""
 
     def __init__(self, name: str, killer: Callable, *edits: Edit):
         self.name, self.killer, self.edits = name, killer, edits
 
 
 def rewritten(owner: object, name: str, edits: list[tuple[str, str]]) -> object:
-    """The function with its source edited; each old text must stand there exactly once."""
+    """The function with its source edited. The source must contain each old text exactly once."""
     original = getattr(owner, name)
     source = textwrap.dedent(inspect.getsource(original))
     for old, new in edits:
         if source.count(old) != 1:
-            raise LookupError(f"{owner.__name__}.{name} has {source.count(old)} times: {old}\n"
-                              "(the package has changed: mend it, or the mutant's edit)")
+            raise LookupError(f"{source.count(old)} times in {owner.__name__}.{name}, not once: "
+                              f"{old}\n(the package has changed: fix it, or the mutant's edit)")
         source = source.replace(old, new)
     module = sys.modules[inspect.unwrap(original).__module__]
     space: dict = {}
@@ -45,7 +45,7 @@ def rewritten(owner: object, name: str, edits: list[tuple[str, str]]) -> object:
 
 @contextmanager
 def applied(mutant: Mutant) -> Iterator[None]:
-    """The package with the mistake in it, wherever the function was imported to."""
+    """Put the mistake into the package, in every module that has imported the function."""
     by_place: dict[tuple[object, str], list[tuple[str, str]]] = {}
     for owner, name, old, new in mutant.edits:
         by_place.setdefault((owner, name), []).append((old, new))
@@ -61,7 +61,7 @@ def applied(mutant: Mutant) -> Iterator[None]:
 
 
 class Remembered:
-    """Hypothesis' `data`, keeping what a property draws from it."""
+    """Hypothesis' `data`. It also remembers what a property draws from it."""
 
     def __init__(self, data, drawn: dict):
         self.data, self.drawn = data, drawn
@@ -73,8 +73,8 @@ class Remembered:
 
 @dataclass
 class Kill:
-    counterexample: dict                     # what the property was about when it failed
-    message: str                             # what it then said
+    counterexample: dict                     # the quantities for which the property failed
+    message: str                             # its assertion message
 
     def __str__(self) -> str:
         return "; ".join(repr(v) if k == "case" else f"{k} {getattr(v, '__name__', v)}"
@@ -82,7 +82,7 @@ class Kill:
 
 
 def kill(mutant: Mutant, shrink: bool = False) -> Kill | None:
-    """Run the mutant's killer against it; None if the property holds. A crash is no kill."""
+    """Run the mutant's killer; None if the property still holds. A crash does not count."""
     drawn: dict = {}
 
     def claim(*values, **named):

@@ -1,21 +1,21 @@
-"""What students get wrong in chapter 1; each docstring is a part of what the grader must say."""
+"""Wrong answers of students in chapter 1. Each docstring is part of the grader's message."""
 
 import torch
 from torch.nn import functional as F
 
 
 def nearest_ids__rows_not_normalised(features, rows):
-    """a long row wins by its length"""
+    """a row wins because it is long"""
     return (F.normalize(features, dim=-1) @ rows.T).argmax(-1)
 
 
 def nearest_ids__distance_of_unnormalised(features, rows):
-    """a row wins by having the right length"""
+    """a row wins because it has the right length"""
     return (features[..., None, :] - rows).square().sum(-1).argmin(-1)
 
 
 def nearest_ids__only_features_normalised(features, rows):
-    """only the features were normalised; the rows decide"""
+    """only the features were normalised; the rows must be normalised"""
     return (F.normalize(features, dim=-1)[..., None, :] - rows).norm(dim=-1).argmin(-1)
 
 
@@ -31,7 +31,7 @@ def nearest_ids__rows_along_the_wrong_axis(features, rows):
 
 
 def nearest_ids__features_along_the_default_axis(features, rows):
-    """F.normalize takes axis 1 unless told otherwise"""
+    """F.normalize uses axis 1 by default"""
     return (F.normalize(features) @ F.normalize(rows).T).argmax(-1)
 
 
@@ -47,7 +47,7 @@ def nearest_ids__argmax_over_features(features, rows):
 
 
 def nearest_ids__max_for_argmax(features, rows):
-    """max gives the values too"""
+    """max also returns the values"""
     return (features @ F.normalize(rows, dim=-1).T).max(-1)
 
 
@@ -58,7 +58,7 @@ def nearest_ids__rows_in_place(features, rows):
 
 
 def straight_through__detached_the_wrong_one(features, codes):
-    """the decoder got the features, not what was rounded"""
+    """the decoder got the features, not the codes"""
     return codes + (features - codes).detach()
 
 
@@ -68,12 +68,12 @@ def straight_through__nothing_learns(features, codes):
 
 
 def straight_through__features_cancel(features, codes):
-    """or what was not cancels"""
+    """or the remaining gradients cancel"""
     return features + codes.detach() - features
 
 
 def straight_through__nothing_detached(features, codes):
-    """the gradient went to the codes alone: nothing was detached"""
+    """the gradient went only to the codes: nothing was detached"""
     return features + (codes - features)
 
 
@@ -89,7 +89,7 @@ def straight_through__gradient_to_both(features, codes):
 
 
 def straight_through__codes_alone(features, codes):
-    """the gradient went to the codes alone"""
+    """the gradient went only to the codes"""
     return codes
 
 
@@ -117,13 +117,13 @@ def usage__two_bases(ids, size):
 
 
 def usage__rows_above_the_largest_forgotten(ids, size):
-    """those above the largest id included"""
+    """also of those above the largest id"""
     p = ids.flatten().bincount() / ids.numel()
     return (p > 0).double().mean().item(), torch.special.entr(p).sum().exp().item()
 
 
 def usage__rows_in_use(ids, size):
-    """depends on how evenly the rows are used"""
+    """depends on how evenly they are used"""
     used = len(ids.unique())
     return used / size, float(used)
 
@@ -146,7 +146,7 @@ def usage__swapped(ids, size):
 
 
 def usage__list(ids, size):
-    """a tuple is asked for"""
+    """return a tuple"""
     return list(_shares(ids, size)[:2])
 
 
@@ -168,7 +168,7 @@ def usage__mean(ids, size):
 
 
 def usage__tensors(ids, size):
-    """two Python floats are asked for"""
+    """return two Python floats"""
     p = ids.flatten().bincount(minlength=size) / ids.numel()
     return (p > 0).double().mean(), torch.special.entr(p).sum().exp()
 
@@ -198,8 +198,7 @@ def check_round_trip__one_id(quantizer):
 
 
 def check_round_trip__no_opposites(quantizer):
-    """does not look at what goes wrong when an implementation takes a row and its opposite for the
-    same"""
+    """does not look at what goes wrong when an implementation confuses a row with its opposite"""
     q = quantizer(torch.tensor([[3., 4.], [0., .5], [-5., 0.]]))
     ids = torch.tensor([[2, 1, 0], [0, 2, 1]])
     codes = q.lookup(ids)

@@ -1,4 +1,4 @@
-"""What students get wrong in chapter 2; each docstring is a part of what the grader must say."""
+"""Wrong answers of students in chapter 2. Each docstring is part of the grader's message."""
 
 import torch
 
@@ -19,24 +19,24 @@ def _right(joint, image, order):
 
 
 def log_conditionals__raster_predecessors(joint, image, order):
-    """given are those before it in raster order"""
+    """conditioned on those before it in raster order"""
     order = order.tolist()
     return _logs(joint, image, order, [range(p) for p in order])
 
 
 def log_conditionals__all_others(joint, image, order):
-    """all other tokens are given, the later ones too"""
+    """each token is conditioned on all others, also on later ones"""
     n = joint.ndim
     return _logs(joint, image, order.tolist(), [set(range(n)) - {p} for p in order.tolist()])
 
 
 def log_conditionals__independent(joint, image, order):
-    """the tokens were taken for independent"""
+    """the tokens were treated as independent"""
     return torch.stack([_sum(joint, image, {p}).log() for p in order.tolist()])
 
 
 def log_conditionals__not_normalised(joint, image, order):
-    """it was not divided by p(what is known)"""
+    """p was not divided by p(known tokens)"""
     return torch.stack([_sum(joint, image, set(order[:t + 1].tolist())).log()
                         for t in range(len(order))])
 
@@ -59,12 +59,12 @@ def log_conditionals__by_position(joint, image, order):
 
 
 def log_conditionals__probabilities(joint, image, order):
-    """that is the probability; its natural logarithm is asked for"""
+    """that is the probability; return its natural logarithm"""
     return _right(joint, image, order).exp()
 
 
 def log_conditionals__base_2(joint, image, order):
-    """the logarithm is to base 2"""
+    """the logarithm has base 2"""
     return _right(joint, image, order) / torch.tensor(2.0).log()
 
 
@@ -74,35 +74,35 @@ def log_conditionals__upside_down(joint, image, order):
 
 
 def log_conditionals__image_by_time(joint, image, order):
-    """image[t] is that at position t"""
+    """image[t] is the id at position t"""
     moved = torch.empty_like(image)
     moved[order] = image
     return _right(joint, moved % torch.tensor(joint.shape), order)
 
 
 def log_conditionals__from_the_end(joint, image, order):
-    """the order was walked from its end"""
+    """the order was followed from its end"""
     return _right(joint, image, order.flip(0))
 
 
 def log_conditionals__list(joint, image, order):
-    """a tensor is asked for"""
+    """return a tensor"""
     return _right(joint, image, order).tolist()
 
 
 def log_conditionals__float32(joint, image, order):
-    """the result must have joint's type"""
+    """the result must have the dtype of joint"""
     return torch.tensor(_right(joint, image, order).tolist())
 
 
 def to_raster__once_more(content, orders):
-    """the permutation was applied once more"""
+    """the permutation was applied a second time"""
     index = orders.view(*orders.shape, *[1] * (content.ndim - 2)).expand_as(content)
     return content.gather(1, index)
 
 
 def to_raster__one_order_for_all(content, orders):
-    """the first sample's order was used for all"""
+    """the first sample's order was used for all samples"""
     return content[:, orders[0].argsort()]
 
 
@@ -112,7 +112,7 @@ def to_raster__nothing(content, orders):
 
 
 def to_raster__floats(content, orders):
-    """the result must have content's type"""
+    """the result must have the dtype of content"""
     raster = torch.zeros(content.shape)
     raster[torch.arange(len(orders))[:, None], orders] = content.float()
     return raster
@@ -125,7 +125,7 @@ def to_raster__in_place(content, orders):
 
 
 def to_raster__all_samples(content, orders):
-    """raster[:, orders] means all samples"""
+    """raster[:, orders] writes to all samples"""
     raster = torch.empty_like(content)
     raster[:, orders] = content
     return raster
@@ -177,7 +177,7 @@ def inputs_and_targets__first_left_out(tokens, class_ids, orders):
 
 
 def inputs_and_targets__class_last(tokens, class_ids, orders):
-    """the class stands last"""
+    """the class is last"""
     targets = tokens.gather(1, orders)
     return torch.cat([targets[:, :-1], class_ids[:, None]], dim=1), targets
 
@@ -213,7 +213,7 @@ def inputs_and_targets__targets_in_raster_order(tokens, class_ids, orders):
 
 
 def inputs_and_targets__one_order_for_all(tokens, class_ids, orders):
-    """the first sample's order was used for all"""
+    """the first sample's order was used for all samples"""
     targets = tokens[:, orders[0]]
     return torch.cat([class_ids[:, None], targets[:, :-1]], dim=1), targets
 
@@ -224,14 +224,14 @@ def _joint(sizes=(2, 3, 4)):
 
 
 def check_any_order__raster_only(implementation):
-    """does not look at what goes wrong when an implementation conditions on those before in raster
-    order"""
+    """does not look at what goes wrong when an implementation conditions on earlier tokens in
+    raster order"""
     joint, image, order = _joint(), torch.tensor([1, 0, 2]), torch.tensor([0, 1, 2])
     assert torch.allclose(implementation(joint, image, order).sum(), joint[1, 0, 2].log())
 
 
 def check_any_order__orders_agree(implementation):
-    """does not look at what goes wrong when an implementation takes the tokens for independent"""
+    """does not look at what goes wrong when an implementation treats the tokens as independent"""
     joint, image = _joint(), torch.tensor([1, 0, 2])
     one, other = (implementation(joint, image, torch.tensor(order)).sum()
                   for order in ([1, 2, 0], [2, 1, 0]))
@@ -239,7 +239,7 @@ def check_any_order__orders_agree(implementation):
 
 
 def check_any_order__uniform(implementation):
-    """does not look at what goes wrong when an implementation takes the tokens for independent"""
+    """does not look at what goes wrong when an implementation treats the tokens as independent"""
     joint, image = torch.full((2, 3, 4), 1 / 24), torch.tensor([1, 0, 2])
     for order in ([1, 2, 0], [2, 1, 0]):
         assert torch.allclose(implementation(joint, image, torch.tensor(order)).sum(),
@@ -247,8 +247,8 @@ def check_any_order__uniform(implementation):
 
 
 def check_any_order__sums_only(implementation):
-    """does not look at what goes wrong when an implementation conditions on those before in raster
-    order"""
+    """does not look at what goes wrong when an implementation conditions on earlier tokens in
+    raster order"""
     joint, image = _joint(), torch.tensor([1, 0, 2])
     for order in ([1, 2, 0], [2, 1, 0], [2, 0, 1]):
         assert torch.allclose(implementation(joint, image, torch.tensor(order)).sum(),

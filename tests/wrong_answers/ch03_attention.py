@@ -1,4 +1,4 @@
-"""Chapter 3: what students get wrong about positions and attention."""
+"""Wrong answers of students in chapter 3. Each docstring is part of the grader's message."""
 
 from itertools import product
 
@@ -10,7 +10,7 @@ from tutorial.solutions import ch03_attention as solved
 
 
 def angle_table(first, second, head_dim, base, exponent=2.0):
-    """(N, K/2): `first` and `second` coordinate of each position at K/4 frequencies."""
+    """(N, K/2): the `first` and `second` coordinate of each position times K/4 frequencies."""
     i = torch.arange(head_dim // 4, dtype=torch.float64)
     frequencies = base ** (-exponent * i / (head_dim // 2))
     return torch.cat([first[:, None] * frequencies, second[:, None] * frequencies], dim=1)
@@ -28,25 +28,25 @@ def rotary_angles__columns_first(grid, head_dim, base=10000.0):
 
 
 def rotary_angles__index_divided_by_height(grid, head_dim, base=10000.0):
-    """split by the number of rows"""
+    """divided by the number of rows"""
     at = torch.arange(grid[0] * grid[1])
     return angle_table(at // grid[0], at % grid[0], head_dim, base)
 
 
 def rotary_angles__raster_index(grid, head_dim, base=10000.0):
-    """the flat raster index in place of row and column"""
+    """the flat raster index, instead of row and column"""
     at = torch.arange(grid[0] * grid[1])
     return angle_table(at, at, head_dim, base)
 
 
 def rotary_angles__one_axis(grid, head_dim, base=10000.0):
-    """the same K/4 with the column"""
+    """the same K/4 to the column"""
     i = torch.arange(0, head_dim, 2, dtype=torch.float64)
     return torch.arange(grid[0] * grid[1])[:, None] * base ** (-i / head_dim)[:head_dim // 4]
 
 
 def rotary_angles__exponent_of_one_axis(grid, head_dim, base=10000.0):
-    """the exponent is -2i / K"""
+    """the exponent was -2i / K"""
     return angle_table(*rows_and_columns(grid), head_dim, base, exponent=1.0)
 
 
@@ -56,7 +56,7 @@ def rotary_angles__an_angle_per_feature(grid, head_dim, base=10000.0):
 
 
 def rotary_angles__axes_take_turns(grid, head_dim, base=10000.0):
-    """row and column take turns"""
+    """angles of row and column alternate"""
     table = solved.rotary_angles(grid, head_dim, base)
     return table.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
 
@@ -80,12 +80,12 @@ def rotate__halves(x, where, cos, sin):
 
 
 def rotate__backwards(x, where, cos, sin):
-    """that turns backwards"""
+    """this rotates backwards"""
     return solved.rotate(x, where, cos, -sin)
 
 
 def rotate__in_place(x, where, cos, sin):
-    """x was written to"""
+    """x was overwritten"""
     cos, sin = spread(where, cos, sin)
     x[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
     x[..., 1::2] = x[..., 1::2] * cos + x[..., 0::2] * sin
@@ -98,7 +98,7 @@ def rotate__new_a_in_b(x, where, cos, sin):
 
 
 def rotate__by_the_slot(x, where, cos, sin):
-    """turned by the number of the slot"""
+    """rotated by the number of the slot"""
     return solved.rotate(x, torch.arange(x.shape[1]).expand(x.shape[:2]), cos, sin)
 
 
@@ -118,7 +118,7 @@ def rotate__halves_put_back(x, where, cos, sin):
 def attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads, *, scale=None,
            over=-1, values_too=False, keys_too=True, queries_too=True, hide=None, meet=False,
            last=False, other_way=False, reshape=False):
-    """Vectorised, with one thing at a time to get wrong."""
+    """Query attention, vectorised. Each option is one mistake."""
     batch, many, dim = len(content), targets.shape[1], len(mask)
     width = dim // heads
 
@@ -173,27 +173,27 @@ def query_attention__not_scaled(mask, content, targets, places, cos, sin, w_q, w
 
 def query_attention__softmax_over_queries(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
                                           w_out, heads):
-    """softmax over the questions"""
+    """softmax was taken over the queries"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads, over=-2)
 
 
 def query_attention__values_turned(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
                                    heads):
-    """values were turned too"""
+    """values were rotated too"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
                   values_too=True)
 
 
 def query_attention__keys_not_turned(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
                                      heads):
-    """keys were not turned"""
+    """keys were not rotated"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
                   keys_too=False)
 
 
 def query_attention__queries_not_turned(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
                                         w_out, heads):
-    """queries were not turned"""
+    """queries were not rotated"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
                   queries_too=False)
 
@@ -206,7 +206,7 @@ def query_attention__by_rank(mask, content, targets, places, cos, sin, w_q, w_k,
 
 def query_attention__no_class(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
                               heads):
-    """score 0 is not weight 0"""
+    """a score of 0 is not a weight of 0"""
     hide = torch.arange(content.shape[1]) == 0
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads, hide=hide)
 
@@ -219,7 +219,7 @@ def query_attention__causal(mask, content, targets, places, cos, sin, w_q, w_k, 
 
 def query_attention__queries_meet(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
                                   heads):
-    """questions see each other"""
+    """queries see each other"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads, meet=True)
 
 
@@ -231,14 +231,14 @@ def query_attention__features_cut_crosswise(mask, content, targets, places, cos,
 
 def query_attention__heads_not_put_back(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
                                         w_out, heads):
-    """heads and questions must change places again"""
+    """must be transposed to (B, M, H, K)"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
                   reshape=True)
 
 
 def query_attention__weights_not_transposed(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
                                             w_out, heads):
-    """x @ w where nn.Linear does x @ w.T"""
+    """x @ w was computed, but nn.Linear computes x @ w.T"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
                   other_way=True)
 
@@ -259,7 +259,7 @@ PLACES = list(product(range(6), range(9)))
 
 
 def check_displacement__moves_down_only(score):
-    """turns both, but adds a learned vector for the column"""
+    """first adds a learned vector for the column, then rotates both"""
     query, key = two_vectors()
     for row, column in product(range(5), range(9)):
         here = score(query, key, (row, column), (2, 4))
@@ -269,7 +269,7 @@ def check_displacement__moves_down_only(score):
 
 
 def check_displacement__shifts_only(score):
-    """an implementation that ignores places"""
+    """an implementation that ignores positions"""
     query, key = two_vectors()
     known = {}
     for p, q in product(PLACES, PLACES):
@@ -278,7 +278,7 @@ def check_displacement__shifts_only(score):
 
 
 def check_displacement__looks_from_one_place(score, moves=True):
-    """turns by the raster index"""
+    """rotates by the raster index"""
     if moves:
         check_displacement__shifts_only(score)
     query, key = two_vectors()
@@ -304,7 +304,7 @@ def check_displacement__roughly(score):
 
 
 def check_displacement__returns_a_verdict(score):
-    """adds a learned vector for the place to query and key"""
+    """adds a learned vector for the position to query and key"""
     try:
         solved.check_displacement(score)
     except AssertionError:
@@ -331,7 +331,7 @@ def check_displacement__any_vectors(score):
 
 
 def check_displacement__leaves_the_grid(score):
-    """ValueError: place (6, 0) is not on the 6 × 9 grid"""
+    """ValueError: position (6, 0) is not on the 6 × 9 grid"""
     query, key = two_vectors()
     for row in range(6):
         assert abs(score(query, key, (row, 0), (row, 2)) - score(
@@ -339,7 +339,7 @@ def check_displacement__leaves_the_grid(score):
 
 
 def rotary_angles__float32(grid, head_dim, base=10000.0):
-    """angles are computed in float64"""
+    """compute the angles in float64"""
     return solved.rotary_angles(grid, head_dim, base).float()
 
 
@@ -349,13 +349,13 @@ def rotary_angles__base_ignored(grid, head_dim, base=10000.0):
 
 
 def rotate__float32(x, where, cos, sin):
-    """the result has the dtype of x"""
+    """the result must have the dtype of x"""
     return solved.rotate(x.float(), where, cos.float(), sin.float())
 
 
 def query_attention__divided_by_width(mask, content, targets, places, cos, sin, w_q, w_k, w_v,
                                       w_out, heads):
-    """it is sqrt(K)"""
+    """scores were divided by K: use sqrt(K)"""
     return attend(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, heads,
                   scale=(len(mask) // heads)**2)
 
@@ -369,6 +369,6 @@ def query_attention__no_w_out(mask, content, targets, places, cos, sin, w_q, w_k
 
 def query_attention__keys_by_slot(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out,
                                   heads):
-    """keys were turned by the number of their slot"""
+    """keys were rotated by the number of their slot"""
     slots = torch.arange(content.shape[1]).expand_as(places)
     return attend(mask, content, targets, slots, cos, sin, w_q, w_k, w_v, w_out, heads)

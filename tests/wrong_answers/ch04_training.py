@@ -1,4 +1,4 @@
-"""Wrong answers to chapter 4: EXERCISE__MISTAKE; the docstring is what the grader must say."""
+"""Wrong answers to chapter 4: EXERCISE__MISTAKE. The docstring is part of the grader's message."""
 
 import torch
 from torch.nn import functional as F
@@ -8,19 +8,19 @@ from tutorial.solutions.ch04_training import training_batch as right_batch
 # training_batch
 
 def training_batch__not_shifted(tokens, labels, orders, drop, vocab_size, num_classes):
-    """the content is not shifted: slot t holds the very token that query t shall predict"""
+    """the content is not shifted: slot t holds the token that query t must predict"""
     ids, places, targets, asked = right_batch(tokens, labels, orders, drop, vocab_size, num_classes)
     return torch.cat([ids[:, :1], targets[:, 1:]], dim=1), places, targets, asked
 
 
 def training_batch__targets_shifted_too(tokens, labels, orders, drop, vocab_size, num_classes):
-    """the shift is on the wrong side"""
+    """the wrong side is shifted"""
     ids, places, targets, asked = right_batch(tokens, labels, orders, drop, vocab_size, num_classes)
     return ids, places, targets.roll(-1, 1), asked
 
 
 def training_batch__raster(tokens, labels, orders, drop, vocab_size, num_classes):
-    """the targets stand in raster order"""
+    """the targets are in raster order"""
     known = torch.where(drop, num_classes, labels)
     ids = torch.cat([vocab_size + 1 + known[:, None], tokens[:, :-1]], dim=1)
     _, places, _, asked = right_batch(tokens, labels, orders, drop, vocab_size, num_classes)
@@ -46,7 +46,7 @@ def training_batch__inverted(tokens, labels, orders, drop, vocab_size, num_class
 
 
 def training_batch__no_class_slot(tokens, labels, orders, drop, vocab_size, num_classes):
-    """the class slot was forgotten"""
+    """the class slot is missing"""
     targets = tokens.gather(1, orders)
     return targets, orders, targets, orders
 
@@ -59,38 +59,38 @@ def training_batch__one_slot_too_many(tokens, labels, orders, drop, vocab_size, 
 
 
 def training_batch__drop_ignored(tokens, labels, orders, drop, vocab_size, num_classes):
-    """drop was not looked at"""
+    """drop was ignored"""
     return right_batch(tokens, labels, orders, drop & False, vocab_size, num_classes)
 
 
 def training_batch__drop_of_all(tokens, labels, orders, drop, vocab_size, num_classes):
-    """drop of one sample became the whole batch's"""
+    """one sample's drop was applied to the whole batch"""
     everything = torch.full_like(drop, bool(drop.any()))
     return right_batch(tokens, labels, orders, everything, vocab_size, num_classes)
 
 
 def training_batch__drop_upside_down(tokens, labels, orders, drop, vocab_size, num_classes):
-    """drop is read upside down"""
+    """drop is inverted"""
     return right_batch(tokens, labels, orders, ~drop, vocab_size, num_classes)
 
 
 def training_batch__bare_label(tokens, labels, orders, drop, vocab_size, num_classes):
-    """the class is not a row of the embedding table"""
+    """the class number was used as a row"""
     return right_batch(tokens, labels, orders, drop, -1, num_classes)
 
 
 def training_batch__class_on_mask(tokens, labels, orders, drop, vocab_size, num_classes):
-    """V is the row of [MASK]"""
+    """row V belongs to [MASK]"""
     return right_batch(tokens, labels, orders, drop, vocab_size - 1, num_classes)
 
 
 def training_batch__null_is_a_class(tokens, labels, orders, drop, vocab_size, num_classes):
-    """V + C is the last class's row"""
+    """row V + C belongs to the last class"""
     return right_batch(tokens, labels, orders, drop, vocab_size, num_classes - 1)
 
 
 def training_batch__class_at_the_corner(tokens, labels, orders, drop, vocab_size, num_classes):
-    """the class slot stands nowhere: its place is N, not 0"""
+    """the class slot has no position: its place is N, not 0"""
     ids, places, targets, asked = right_batch(tokens, labels, orders, drop, vocab_size, num_classes)
     return ids, torch.cat([0 * places[:, :1], places[:, 1:]], dim=1), targets, asked
 
@@ -109,7 +109,7 @@ def training_batch__places_are_slots(tokens, labels, orders, drop, vocab_size, n
 
 
 def training_batch__queries_in_raster_order(tokens, labels, orders, drop, vocab_size, num_classes):
-    """queries stand in raster order"""
+    """queries are in raster order"""
     ids, places, targets, _ = right_batch(tokens, labels, orders, drop, vocab_size, num_classes)
     return ids, places, targets, torch.arange(orders.shape[1]).expand_as(orders)
 
@@ -117,7 +117,7 @@ def training_batch__queries_in_raster_order(tokens, labels, orders, drop, vocab_
 # chunked_loss
 
 def chunked_loss__mean_of_means(hidden, weight, targets, rows):
-    """a mean of the chunks' means weighs the last one's rows more"""
+    """the mean of their means gives the rows of the last chunk more weight"""
     return torch.stack([F.cross_entropy(h @ weight.T, t) for h, t in zip(
         hidden.split(rows), targets.split(rows))]).mean()
 
@@ -135,7 +135,7 @@ def chunked_loss__sum(hidden, weight, targets, rows):
 
 
 def chunked_loss__by_chunks(hidden, weight, targets, rows):
-    """divided by their number, not by the number of rows"""
+    """divided by the number of chunks, not by the number of rows"""
     return chunked_loss__sum(hidden, weight, targets, rows) / len(targets.split(rows))
 
 
@@ -161,7 +161,7 @@ def chunked_loss__cut_graph(hidden, weight, targets, rows):
 
 
 def chunked_loss__some_gradient(hidden, weight, targets, rows):
-    """some chunk does not reach the loss by way of the graph"""
+    """the graph does not connect some chunk to the loss"""
     total = 0
     for h, t in zip(hidden.split(rows), targets.split(rows)):
         total = (total.detach() if torch.is_tensor(total) else total) + F.cross_entropy(
@@ -170,7 +170,7 @@ def chunked_loss__some_gradient(hidden, weight, targets, rows):
 
 
 def chunked_loss__cut_too_late(hidden, weight, targets, rows):
-    """all logits were made and only then cut"""
+    """all logits were computed before they were split"""
     logits = hidden @ weight.T
     return sum(F.cross_entropy(x, t, reduction="sum") for x, t in zip(
         logits.split(rows), targets.split(rows))) / len(targets)
@@ -211,7 +211,7 @@ def check_no_peeking__loose(implementation):
 
 
 def check_no_peeking__few_trials(implementation):
-    """an implementation peeks when order[0] is 3 only"""
+    """an implementation peeks only when order[0] is 3"""
     tokens = torch.tensor([[6, 2, 0, 5, 1, 3]])
     orders = torch.tensor([[4, 2, 0, 5, 1, 3]])
     before = implementation(tokens, torch.tensor([1]), orders)
@@ -222,7 +222,7 @@ def check_no_peeking__few_trials(implementation):
 
 
 def check_no_peeking__not_the_last(implementation):
-    """an implementation shows its target to the last query only"""
+    """an implementation shows only the last query its target"""
     peeks(implementation, range(40), ranks=range(5))
 
 
@@ -301,14 +301,14 @@ def decay_at(decay, step):
 
 
 def average_step__renamed(average, weights, decay, step):
-    """`a = …` names a new tensor"""
+    """`a = …` only gives a name to a new tensor"""
     d = decay_at(decay, step)
     for a, w in zip(average, weights):
         a = d * a + (1 - d) * w.detach()                                   # noqa: F841
 
 
 def average_step__list_filled_anew(average, weights, decay, step):
-    """so does `average[i] = …`"""
+    """`average[i] = …` only puts a new tensor into the list"""
     d = decay_at(decay, step)
     for i, w in enumerate(weights):
         average[i] = d * average[i] + (1 - d) * w.detach()
@@ -328,20 +328,20 @@ def average_step__no_warm_up(average, weights, decay, step):
 
 
 def average_step__largest(average, weights, decay, step):
-    """the average starts with the final decay: d grows from 0.1, min of the two"""
+    """the average starts with the final decay: d = min(decay, …) is 0.1 at first"""
     d = max(decay, (1 + step) / (10 + step))
     for a, w in zip(average, weights):
         a.lerp_(w.detach(), 1 - d)
 
 
 def average_step__no_limit(average, weights, decay, step):
-    """d goes on growing towards 1"""
+    """d keeps growing towards 1"""
     for a, w in zip(average, weights):
         a.lerp_(w.detach(), 1 - (1 + step) / (10 + step))
 
 
 def average_step__wrong_one(average, weights, decay, step):
-    """the model's weights were written to"""
+    """the model's weights were changed"""
     d = decay_at(decay, step)
     with torch.no_grad():
         for a, w in zip(average, weights):
@@ -363,13 +363,13 @@ def average_step__weights_frozen(average, weights, decay, step):
 
 
 def chunked_loss__so_many_chunks(hidden, weight, targets, rows):
-    """.chunk(rows) cuts that many pieces"""
+    """.chunk(rows) makes that many chunks"""
     return sum(F.cross_entropy(h @ weight.T, t, reduction="sum")
                for h, t in zip(hidden.chunk(rows), targets.chunk(rows))) / len(targets)
 
 
 def chunked_loss__float32_sum(hidden, weight, targets, rows):
-    """the sum was begun in float32"""
+    """the sum starts in float32"""
     total = torch.zeros(())
     for h, t in zip(hidden.split(rows), targets.split(rows)):
         total += F.cross_entropy(h @ weight.T, t, reduction="sum")

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.attention import rotate
-from arpg_mini.decoding import decode_sequential, random_orders
+from arpg_mini.decoding import decode_sequential
+from arpg_mini.orders import random_orders
 from tutorial.solutions import ch05_parallel as right
 
 
@@ -18,7 +19,7 @@ def step_sizes__rounds_each(n, steps):
 
 
 def step_sizes__empty_steps(n, steps):
-    """a step without a token"""
+    """a step has no token"""
     if not 1 <= steps <= n:
         raise ValueError
     left = [n] + [int(n * math.acos(s / steps) / (math.pi / 2)) for s in range(1, steps + 1)]
@@ -26,7 +27,7 @@ def step_sizes__empty_steps(n, steps):
 
 
 def step_sizes__counts_steps_from_zero(n, steps):
-    """what is left after step s = 1, 2, …"""
+    """after step s = 1, 2, … the number of tokens left is"""
     sizes, done = [], 0
     for s in range(steps - 1):
         left = max(1, min(n - done - 1, int(n * math.acos(s / steps) / (math.pi / 2))))
@@ -61,18 +62,18 @@ def step_sizes__forgets_half_pi(n, steps):
 
 
 def step_sizes__returns_what_is_left(n, steps):
-    """a step takes the difference of two"""
+    """the sizes are their differences"""
     return [int(n * math.acos(s / steps) / (math.pi / 2)) for s in range(1, steps + 1)]
 
 
 def step_sizes__raises_sizes_afterwards(n, steps):
-    """so does raising a size to 1 afterwards"""
+    """raising a size to 1 afterwards does it too"""
     left = [n] + [int(n * math.acos(s / steps) / (math.pi / 2)) for s in range(1, steps + 1)]
     return [max(1, a - b) for a, b in zip(left, left[1:])]
 
 
 def step_sizes__accepts_anything(n, steps):
-    """more steps than tokens, or none, can't be: raise ValueError"""
+    """more steps than tokens, or no steps, are impossible: raise ValueError"""
     return right.step_sizes(n, steps) if 1 <= steps <= n else [1] * n
 
 
@@ -96,13 +97,13 @@ def draw__sums_over_the_first_axis(logits, noise):
 
 
 def draw__left_side(logits, noise):
-    """an id of probability zero was drawn, or the wrong side of a boundary"""
+    """an id of probability zero was drawn, or an id on the wrong side of a boundary"""
     cdf = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, noise.double()[..., None])[..., 0]
 
 
 def draw__float32(logits, noise):
-    """the running sum ends a little below 1"""
+    """rounding ends the running sum a little below 1"""
     cdf = logits.float().softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, noise.float()[..., None], right=True)[..., 0]
 
@@ -123,13 +124,13 @@ def draw__softmax_in_float32(logits, noise):
 
 
 def draw__keeps_an_axis(logits, noise):
-    """a tensor of noise's shape"""
+    """a tensor with the shape of noise"""
     cdf = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, noise[..., None], right=True)
 
 
 def draw__clamps_to_the_last_id(logits, noise):
-    """must draw the last id that has a probability"""
+    """must draw the last id whose probability is not zero"""
     cdf = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, noise.double()[..., None], right=True)[..., 0].clamp(
         max=logits.shape[-1] - 1)
@@ -160,7 +161,7 @@ def cached_attention__overwrites_the_newest_slot(pair, length, q, k, v, rotary,
 
 
 def cached_attention__skips_a_slot(pair, length, q, k, v, rotary, within_step="block"):
-    """slots behind the new ones were written"""
+    """slots after the new ones were written"""
     keys, values = write(pair, length + 1, rotate(k, rotary), v)
     return attend(rotate(q, rotary), keys, values,
                   see(q.shape[1], keys.shape[2], length + 1, within_step))
@@ -175,7 +176,7 @@ def cached_attention__concatenates(pair, length, q, k, v, rotary, within_step="b
 
 
 def cached_attention__attends_to_all_memory(pair, length, q, k, v, rotary, within_step="block"):
-    """it attends to slots that nobody has written"""
+    """it attends to slots that were never written"""
     write(pair, length, rotate(k, rotary), v)
     mask = torch.ones(q.shape[1], pair.shape[3], dtype=torch.bool)
     return attend(rotate(q, rotary), *pair, mask.tril(length) if within_step == "causal" else mask)
@@ -191,7 +192,7 @@ def cached_attention__rotates_cached_keys_by_the_new_place(pair, length, q, k, v
 
 
 def cached_attention__rotates_twice(pair, length, q, k, v, rotary, within_step="block"):
-    """must not be turned again"""
+    """must not be rotated again"""
     keys, values = write(pair, length, rotate(k, rotary), v)
     keys = rotate(keys.transpose(1, 2), rotary[:, -1:]).transpose(1, 2)
     return attend(rotate(q, rotary), keys, values,
@@ -199,7 +200,7 @@ def cached_attention__rotates_twice(pair, length, q, k, v, rotary, within_step="
 
 
 def cached_attention__halves_share_a_cache(pair, length, q, k, v, rotary, within_step="block"):
-    """rows of the batch share one row's keys and values"""
+    """rows of the batch share the keys and values of one row"""
     keys, values = write(pair, length, rotate(k, rotary)[:1].expand_as(k), v[:1].expand_as(v))
     return attend(rotate(q, rotary), keys, values,
                   see(q.shape[1], keys.shape[2], length, within_step))
@@ -215,13 +216,13 @@ def cached_attention__reshapes_heads(pair, length, q, k, v, rotary, within_step=
 
 
 def cached_attention__is_causal(pair, length, q, k, v, rotary, within_step="block"):
-    """is_causal=True lines rows and columns up at the top left"""
+    """is_causal=True aligns rows and columns at the top left"""
     keys, values = write(pair, length, rotate(k, rotary), v)
     return attend(rotate(q, rotary), keys, values, is_causal=within_step == "causal")
 
 
 def cached_attention__mask_a_column_short(pair, length, q, k, v, rotary, within_step="block"):
-    """the causal mask is a column off"""
+    """the causal mask is off by one column"""
     keys, values = write(pair, length, rotate(k, rotary), v)
     return attend(rotate(q, rotary), keys, values,
                   see(q.shape[1], keys.shape[2], length - 1, within_step))
@@ -246,17 +247,17 @@ def cached_attention__first_rows_rotary(pair, length, q, k, v, rotary, within_st
 
 
 def cached_attention__always_block(pair, length, q, k, v, rotary, within_step="block"):
-    """a new token saw new ones behind it"""
+    """a new token saw later new tokens"""
     return right.cached_attention(pair, length, q, k, v, rotary, "block")
 
 
 def cached_attention__always_causal(pair, length, q, k, v, rotary, within_step="block"):
-    """a new token must see those behind it as well"""
+    """a new token must also see later new tokens"""
     return right.cached_attention(pair, length, q, k, v, rotary, "causal")
 
 
 def cached_attention__reads_before_it_writes(pair, length, q, k, v, rotary, within_step="block"):
-    """they also see themselves"""
+    """they must see themselves, too"""
     keys, values = write(pair, length, rotate(k, rotary), v)
     seen = max(length, 1)
     return attend(rotate(q, rotary), keys[:, :, :seen], values[:, :, :seen])
@@ -264,7 +265,7 @@ def cached_attention__reads_before_it_writes(pair, length, q, k, v, rotary, with
 
 def equal_everywhere(decode, sizes, withins=("block", "causal"), guidances=(1.0, 3.0),
                      orders=None, batch=2, lively=True):
-    """The property over what is given; a mistake leaves something out."""
+    """The property, over the given cases. Each wrong answer leaves some cases out."""
     grid = (2, 3)
     torch.manual_seed(1)
     fresh = ARPG(ModelConfig(dim=16, content_layers=1, query_layers=1, heads=2, vocab_size=13,
@@ -302,7 +303,7 @@ def check_parallel__one_sample(decode):
 
 
 def check_parallel__no_guidance(decode):
-    """lets both guidance halves read one half's keys"""
+    """lets both guidance halves read the keys of one half"""
     equal_everywhere(decode, [2, 1, 3], guidances=[1.0])
 
 

@@ -72,21 +72,21 @@ def guide__from_zero(logits, guidance, schedule, sizes, step):
 
 
 def guide__rows_interleaved(logits, guidance, schedule, sizes, step):
-    """c and u were taken in turns"""
+    """rows of c and u were taken alternately"""
     c, u = logits[::2], logits[1::2]
     s = guidance if schedule == "constant" else 1 + (guidance - 1) * share_of(sizes, step)
     return u + (c - u) * s
 
 
 def guide__probabilities_returned(logits, guidance, schedule, sizes, step):
-    """logits are asked for, not probabilities"""
+    """return logits, not probabilities"""
     c, u = logits.chunk(2)
     s = guidance if schedule == "constant" else 1 + (guidance - 1) * share_of(sizes, step)
     return (u + (c - u) * s).softmax(-1)
 
 
 def guide__this_step_alone(logits, guidance, schedule, sizes, step):
-    """the tokens of this step alone were counted"""
+    """only the tokens of this step were counted"""
     c, u = logits.chunk(2)
     share = sizes[step] / sum(sizes)
     return u + (c - u) * (guidance if schedule == "constant" else 1 + (guidance - 1) * share)
@@ -106,7 +106,7 @@ def guide__always_constant(logits, guidance, schedule, sizes, step):
 
 
 def top_p__crossing_id_cut(logits, p):
-    """the id with which the total reaches p was cut"""
+    """the id that makes the total reach p was cut"""
     ranked, ids = logits.sort(dim=-1, descending=True)
     total = ranked.softmax(-1).cumsum(-1)
     cut = torch.zeros_like(total, dtype=torch.bool).scatter(-1, ids, total >= p)
@@ -114,7 +114,7 @@ def top_p__crossing_id_cut(logits, p):
 
 
 def top_p__crossing_id_cut_but_for_the_first(logits, p):
-    """the id with which the total reaches p was cut"""
+    """the id that makes the total reach p was cut"""
     ranked, ids = logits.sort(dim=-1, descending=True)
     total = ranked.softmax(-1).cumsum(-1)
     total[..., 0] = 0.0
@@ -152,7 +152,7 @@ def top_p__threshold_on_each_id(logits, p):
 
 
 def top_p__probabilities_returned(logits, p):
-    """the logits that stay are the ones given, not probabilities"""
+    """the ids that stay keep the given logits, not probabilities"""
     ranked, ids = logits.softmax(-1).sort(dim=-1, descending=True)
     cut = torch.zeros_like(ranked, dtype=torch.bool).scatter(
         -1, ids, ranked.cumsum(-1) - ranked >= p)
@@ -179,15 +179,15 @@ def close(a, b):
 
 
 def check_guidance__ends_alone(implementation):
-    """the property does not look at what goes wrong when an implementation changes with a
-    constant added to c"""
+    """the property does not look at what goes wrong when an implementation changes its
+    result when a constant is added to c"""
     for c, u in random_pairs():
         assert close(implementation(c, u, 1.0), c) and close(implementation(c, u, 0.0), u)
 
 
 def check_guidance__no_constants(implementation):
-    """the property does not look at what goes wrong when an implementation changes with a
-    constant added to c"""
+    """the property does not look at what goes wrong when an implementation changes its
+    result when a constant is added to c"""
     check_guidance__ends_alone(implementation)
     for c, u in random_pairs():
         low, high = (implementation(c, u, s) for s in (0.5, 2.0))
@@ -196,29 +196,30 @@ def check_guidance__no_constants(implementation):
 
 
 def check_guidance__constants_of_c_alone(implementation):
-    """the property does not look at what goes wrong when an implementation changes with a
-    constant added to u"""
+    """the property does not look at what goes wrong when an implementation changes its
+    result when a constant is added to u"""
     check_guidance__no_constants(implementation)
     for c, u in random_pairs():
         assert close(implementation(c + 3, u, 2.0), implementation(c, u, 2.0))
 
 
 def check_guidance__s_one_alone(implementation):
-    """the property does not look at what goes wrong when an implementation takes every s below 1
-    for 1"""
+    """the property does not look at what goes wrong when an implementation replaces every s
+    below 1 by 1"""
     for c, u in random_pairs():
         assert close(implementation(c, u, 1.0), c)
 
 
 def check_guidance__s_zero_alone(implementation):
     """the property does not look at what goes wrong when an implementation guides half as much as
-    it is told"""
+    it should"""
     for c, u in random_pairs():
         assert close(implementation(c, u, 0.0), u)
 
 
 def check_guidance__no_larger_s(implementation):
-    """the property does not look at what goes wrong when an implementation weakens beyond s = 1"""
+    """the property does not look at what goes wrong when an implementation gets weaker
+    beyond s = 1"""
     for c, u in random_pairs():
         assert close(implementation(c, u, 1.0), c) and close(implementation(c, u, 0.0), u)
         assert close(implementation(c + 3, u - 1, 2.0), implementation(c, u, 2.0))
@@ -234,8 +235,8 @@ def check_guidance__probability_alone(implementation):
 
 
 def check_guidance__two_scales_above_one(implementation):
-    """the property does not look at what goes wrong when an implementation turns back on the way
-    from s = 0 to s = 1"""
+    """the property does not look at what goes wrong when an implementation moves in the wrong
+    direction between s = 0 and s = 1"""
     check_guidance__no_larger_s(implementation)
     for c, u in random_pairs():
         favoured = (c - u).argmax()
@@ -264,13 +265,13 @@ def check_guidance__logits_not_distributions(implementation):
 
 
 def check_guidance__returns_a_bool(implementation):
-    """an implementation that has the halves swapped"""
+    """an implementation that swaps the halves"""
     c, u = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
     return close(implementation(c, u, 1.0), c)
 
 
 def agreement__one_after_the_other(joint):
-    """one step draws both blindly"""
+    """one step draws both independently"""
     return joint.diagonal(dim1=1, dim2=2).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""What students get wrong in chapter 7."""
+"""Wrong answers to the exercises of chapter 7."""
 
 import torch
 from torch.nn import functional as F
@@ -13,7 +13,7 @@ def cells_of_box__SWAPPED(box, stride, grid):
 
 
 def cells_of_box__FLOOR(box, stride, grid):
-    """the end is rounded down, which loses the last cell"""
+    """the end is rounded down, which loses the last touched cell"""
     x0, y0, x1, y1 = (n // stride for n in box)
     touched = torch.zeros(grid, dtype=torch.bool)
     touched[y0:y1, x0:x1] = True
@@ -37,7 +37,7 @@ def cells_of_box__WHOLLY_INSIDE(box, stride, grid):
 
 
 def cells_of_box__LAST_CELL_AS_END(box, stride, grid):
-    """a slice stops before its end: one further"""
+    """a slice stops before its end: add 1"""
     x0, y0, x1, y1 = box
     touched = torch.zeros(grid, dtype=torch.bool)
     touched[y0 // stride:(y1 - 1) // stride, x0 // stride:(x1 - 1) // stride] = True
@@ -53,7 +53,7 @@ def cells_of_box__NUMBERS(box, stride, grid):
 
 
 def place__SWAPPED(ids, grid, at):
-    """at is (row, column) of the picture's top left id"""
+    """at is the (row, column) of the picture's top left id"""
     column, row = at
     if min(at) < 0 or at[0] + ids.shape[0] > grid[0] or at[1] + ids.shape[1] > grid[1]:
         raise ValueError("does not fit")
@@ -64,7 +64,7 @@ def place__SWAPPED(ids, grid, at):
 
 
 def place__ZEROS(ids, grid, at):
-    """0 is an id like any other; what is unknown is -1"""
+    """0 is an id like any other; unknown is -1"""
     if min(at) < 0 or at[0] + ids.shape[0] > grid[0] or at[1] + ids.shape[1] > grid[1]:
         raise ValueError("does not fit")
     known = torch.zeros(grid, dtype=torch.int64)
@@ -90,7 +90,7 @@ def place__UNCHECKED(ids, grid, at):
 
 
 def place__MUST_BE_SMALLER(ids, grid, at):
-    """it fits: row + h may equal H"""
+    """the picture fits: row + h may equal H"""
     if min(at) < 0 or at[0] + ids.shape[0] >= grid[0] or at[1] + ids.shape[1] >= grid[1]:
         raise ValueError("does not fit")
     known = torch.full(grid, -1)
@@ -99,7 +99,7 @@ def place__MUST_BE_SMALLER(ids, grid, at):
 
 
 def place__LEFT_TO_PYTORCH(ids, grid, at):
-    """PyTorch notices some pictures that do not fit, not all"""
+    """PyTorch raises an error for some pictures that do not fit, but not for all"""
     known = torch.full(grid, -1)
     known[at[0]:at[0] + ids.shape[0], at[1]:at[1] + ids.shape[1]] = ids
     return known
@@ -110,7 +110,7 @@ def cells_touched(mask, stride):
 
 
 def inpaint__INVERTED(images, mask, stride, encode, decode, to_pixels):
-    """the mask is inverted: what it covers is unknown"""
+    """the mask is inverted: cells under it are unknown"""
     ids = encode(images.masked_fill(mask, 0))
     known = ids.masked_fill(~cells_touched(mask, stride), -1)
     return torch.where(mask, to_pixels(decode(known.flatten(1)).view_as(ids)), images)
@@ -131,21 +131,21 @@ def inpaint__AS_A_GRID(images, mask, stride, encode, decode, to_pixels):
 
 
 def inpaint__WHOLLY_INSIDE(images, mask, stride, encode, decode, to_pixels):
-    """a cell that is covered in part is to be drawn too: its id speaks of pixels that are gone"""
+    """a partly covered cell must be drawn too: its id describes pixels that are gone"""
     ids = encode(images.masked_fill(mask, 0))
     known = ids.masked_fill(~cells_touched(~mask, stride), -1)
     return torch.where(mask, to_pixels(decode(known.flatten(1)).view_as(ids)), images)
 
 
 def inpaint__MAJORITY(images, mask, stride, encode, decode, to_pixels):
-    """a cell that is covered in part is to be drawn too"""
+    """a partly covered cell must be drawn too, even for one covered pixel"""
     ids = encode(images.masked_fill(mask, 0))
     known = ids.masked_fill(F.avg_pool2d(mask[None].float(), stride)[0] > 0.5, -1)
     return torch.where(mask, to_pixels(decode(known.flatten(1)).view_as(ids)), images)
 
 
 def inpaint__REDRAWS_ALL(images, mask, stride, encode, decode, to_pixels):
-    """nothing is known to the decoder, so what it draws cannot fit"""
+    """the decoder gets no known id, so what it draws cannot fit"""
     ids = encode(images.masked_fill(mask, 0))
     drawn = decode(torch.full_like(ids, -1).flatten(1)).view_as(ids)
     drawn = torch.where(cells_touched(mask, stride), drawn, ids)
@@ -153,14 +153,14 @@ def inpaint__REDRAWS_ALL(images, mask, stride, encode, decode, to_pixels):
 
 
 def inpaint__LEAKS(images, mask, stride, encode, decode, to_pixels):
-    """the encoder saw what the mask hides"""
+    """the encoder saw the pixels under the mask"""
     ids = encode(images)
     known = ids.masked_fill(cells_touched(mask, stride), -1)
     return torch.where(mask, to_pixels(decode(known.flatten(1)).view_as(ids)), images)
 
 
 def inpaint__NOT_COMPOSITED(images, mask, stride, encode, decode, to_pixels):
-    """the pixels outside the mask must come back from the picture"""
+    """take the pixels outside the mask from the given picture"""
     ids = encode(images.masked_fill(mask, 0))
     known = ids.masked_fill(cells_touched(mask, stride), -1)
     return to_pixels(decode(known.flatten(1)).view_as(ids))
@@ -176,7 +176,7 @@ def inpaint__WHOLE_CELLS(images, mask, stride, encode, decode, to_pixels):
 
 
 def inpaint__HIDES_IN_PLACE(images, mask, stride, encode, decode, to_pixels):
-    """images were written to"""
+    """the function wrote into images"""
     images[:, :, mask] = 0
     ids = encode(images)
     known = ids.masked_fill(cells_touched(mask, stride), -1)
@@ -200,7 +200,7 @@ def check_known_stays__LOOKS_AT_KNOWN_ALONE(complete):
 
 
 def changed(complete, changes):
-    """Whether what is drawn changes with `changes(known)` for one of thirty seeds."""
+    """Whether the drawn ids change with `changes(known)` for at least one of thirty seeds."""
     known = torch.full((12,), -1)
     known[3], known[8] = 5, 1
     drawn = known < 0
@@ -209,7 +209,7 @@ def changed(complete, changes):
 
 
 def check_known_stays__NO_ID_0(complete):
-    """when an implementation takes id 0 for unknown"""
+    """when an implementation treats id 0 as unknown"""
     for seed, known in grids(1, 20):
         drawn = complete(known, seed)
         assert torch.equal(drawn[known >= 0], known[known >= 0]) and (drawn >= 0).all()
@@ -226,7 +226,7 @@ def check_known_stays__CHANGES_THE_LAST_ALONE(complete):
 
 
 def check_known_stays__ONE_KNOWN_AT_A_TIME(complete):
-    """when an implementation reads the first known cell alone"""
+    """when an implementation reads only the first known cell"""
     for seed, known in grids(0, 20):
         drawn = complete(known, seed)
         assert torch.equal(drawn[known >= 0], known[known >= 0]) and (drawn >= 0).all()
@@ -238,7 +238,7 @@ def check_known_stays__ONE_KNOWN_AT_A_TIME(complete):
 
 
 def check_known_stays__ALL_CHANGED_AT_ONCE(complete):
-    """when an implementation reads the first known cell alone"""
+    """when an implementation reads only the first known cell"""
     for seed, known in grids(0, 20):
         drawn = complete(known, seed)
         assert torch.equal(drawn[known >= 0], known[known >= 0]) and (drawn >= 0).all()

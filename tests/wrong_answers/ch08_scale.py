@@ -1,4 +1,4 @@
-"""What students get wrong in chapter 8."""
+"""Wrong answers to the exercises of chapter 8."""
 
 import math
 
@@ -74,20 +74,20 @@ def training_bytes__COPIES_ARE_SHARED(shapes, processes, shard):
 
 
 def training_bytes__NUMBERS(shapes, processes, shard):
-    """those are numbers, not bytes"""
+    """these are counts of numbers, not bytes"""
     count = sum(math.prod(s) for s in shapes)
     held = -(-count // processes) if shard else count
     return {"weights": held, "gradients": held, "moments": 2 * held, "average": held}
 
 
 def training_bytes__WEIGHTS_ALONE_ARE_SHARDED(shapes, processes, shard):
-    """sharding spreads gradients, moments and average too, not weights alone"""
+    """sharding also spreads gradients, moments and average, not only weights"""
     count = sum(math.prod(s) for s in shapes)
     return bytes_of(count) | ({"weights": 4 * -(-count // processes)} if shard else {})
 
 
 def training_bytes__SUMS(shapes, processes, shard):
-    """a tensor has the product of its sizes in numbers, not their sum"""
+    """the count of a tensor is the product of its sizes, not their sum"""
     count = sum(sum(s) for s in shapes)
     return bytes_of(-(-count // processes) if shard else count)
 
@@ -99,7 +99,7 @@ def training_bytes__ROUNDED_DOWN(shapes, processes, shard):
 
 
 def training_bytes__ROUNDED_BY_TENSOR(shapes, processes, shard):
-    """to whole numbers, and once"""
+    """a share is rounded up, and only once"""
     return bytes_of(sum(-(-math.prod(s) // (processes if shard else 1)) for s in shapes))
 
 
@@ -109,7 +109,7 @@ def training_bytes__NEVER_SHARDED(shapes, processes, shard):
 
 
 def training_bytes__OPTIMIZER(shapes, processes, shard):
-    """a dict with the keys weights, gradients, moments, average is asked for"""
+    """the result must be a dict with the keys weights, gradients, moments, average"""
     count = sum(math.prod(s) for s in shapes)
     held = bytes_of(-(-count // processes) if shard else count)
     return {"optimizer" if k == "moments" else k: v for k, v in held.items()}
@@ -125,7 +125,7 @@ def span(batch, rank, world):
 
 
 def rows_of__A_SEED_EACH(seed, step, batch, n, rank, world, micro_batch):
-    """orders differ from those of one process: draw them for the whole batch"""
+    """the orders are not those of one process: draw them for the whole batch"""
     rows = span(batch, rank, world)
     mine = drawn(seed + rank, step, rows.stop - rows.start, n)
     return [(p, len(p) * world / batch) for p in mine.split(micro_batch)]
@@ -138,7 +138,7 @@ def rows_of__MEAN_OF_MEANS(seed, step, batch, n, rank, world, micro_batch):
 
 
 def rows_of__UNWEIGHTED(seed, step, batch, n, rank, world, micro_batch):
-    """pieces are added up, so a weight of 1 counts them as often as there are"""
+    """pieces are added up: with weight 1 the gradient grows with their number"""
     pieces = drawn(seed, step, batch, n)[span(batch, rank, world)].split(micro_batch)
     return [(p, 1.0) for p in pieces]
 
@@ -149,7 +149,7 @@ def rows_of__WHOLE_BATCH(seed, step, batch, n, rank, world, micro_batch):
 
 
 def rows_of__NO_REMAINDER(seed, step, batch, n, rank, world, micro_batch):
-    """the last rows belong to nobody"""
+    """no rank takes the last rows"""
     each = batch // world
     mine = drawn(seed, step, batch, n)[rank * each:(rank + 1) * each]
     return [(p, len(p) / each) for p in mine.split(micro_batch)]
@@ -162,7 +162,7 @@ def rows_of__SUMMED_OVER_RANKS(seed, step, batch, n, rank, world, micro_batch):
 
 
 def rows_of__EQUAL_RANKS(seed, step, batch, n, rank, world, micro_batch):
-    """right within a rank, but ranks with fewer rows count as much as others"""
+    """right within a rank, but a rank with fewer rows counts as much as others"""
     mine = drawn(seed, step, batch, n)[span(batch, rank, world)]
     return [(p, len(p) / len(mine)) for p in mine.split(micro_batch)]
 
@@ -180,19 +180,19 @@ def rows_of__RANK_FORGOTTEN(seed, step, batch, n, rank, world, micro_batch):
 
 
 def rows_of__SO_MANY_PIECES(seed, step, batch, n, rank, world, micro_batch):
-    """the most rows of a piece, not how many pieces"""
+    """the largest number of rows that fits in memory, not the number of pieces"""
     mine = drawn(seed, step, batch, n)[span(batch, rank, world)]
     return [(p, len(p) * world / batch) for p in mine.chunk(micro_batch)]
 
 
 def rows_of__ONE_PIECE(seed, step, batch, n, rank, world, micro_batch):
-    """micro_batch is what fits in memory at a time"""
+    """micro_batch is the largest number of rows that fits in memory"""
     mine = drawn(seed, step, batch, n)[span(batch, rank, world)]
     return [(mine, len(mine) * world / batch)]
 
 
 def check_resume__STREAM_UNDISTURBED(train):
-    """when an implementation draws from a random stream that goes on, not from one of the step"""
+    """when an implementation draws from the global random stream, not from a stream of the step"""
     torch.manual_seed(3)
     whole = train(None, 12)
     torch.manual_seed(3)
@@ -209,13 +209,13 @@ def ends(train, again=1):
 
 
 def check_resume__WEIGHTS_ALONE(train):
-    """when an implementation starts the running average anew"""
+    """when an implementation starts a new running average"""
     for whole, end in ends(train, 2):
         assert torch.equal(whole["weights"], end["weights"])
 
 
 def check_resume__AVERAGE_ALONE(train):
-    """when an implementation hands back the average as the weights, once it is continued"""
+    """when an implementation returns the average as the weights after a resume"""
     for whole, end in ends(train, 2):
         assert torch.equal(whole["average"], end["average"])
 
@@ -228,7 +228,7 @@ def check_resume__NEARLY(train):
 
 
 def check_resume__LOADED_ONCE(train):
-    """when an implementation goes on training in the tensors of the state it was given"""
+    """when an implementation changes the tensors of the state it was given"""
     for whole, end in ends(train):
         for name in ("weights", "average"):
             assert torch.equal(whole[name], end[name])

@@ -31,7 +31,7 @@ def frechet_distance__root_of_each_entry(features, others):
 
 
 def frechet_distance__standard_deviations(features, others):
-    """usually:  standard deviations in place of covariances"""
+    """usually:  standard deviations instead of covariances"""
     deviations = []
     for c in covariances(features, others):
         values, vectors = torch.linalg.eigh(c)
@@ -79,20 +79,20 @@ def frechet_distance__divided_by_n(features, others):
 
 
 def frechet_distance__cross_term_once(features, others):
-    """usually:  the cross term is there once"""
+    """usually:  the cross term occurs once"""
     c, k = covariances(features, others)
     return float(means(features, others) + (c + k).trace() - roots_sum(c @ k))
 
 
 def frechet_distance__root_of_less_than_zero(features, others):
-    """a little below it, and the square root of that is nan"""
+    """are slightly negative, and their square root is nan"""
     c, k = covariances(features, others)
     cross = torch.linalg.eigvals(c @ k).real.sqrt().sum()
     return float(means(features, others) + (c + k).trace() - 2 * cross)
 
 
 def frechet_distance__as_if_the_product_were_symmetric(features, others):
-    """usually:  eigh took C C' for symmetric"""
+    """usually:  eigh needs a symmetric matrix"""
     c, k = covariances(features, others)
     cross = torch.linalg.eigvalsh(c @ k).clamp(min=0).sqrt().sum()
     return float(means(features, others) + (c + k).trace() - 2 * cross)
@@ -113,14 +113,14 @@ def halves(features, others):
 
 
 def frechet_distance__product_of_the_roots(features, others):
-    """usually:  tr(C^½ C'^½), which is the trace of (C C')^½ only where C C' = C' C"""
+    """usually:  tr(C^½ C'^½), which is the trace of (C C')^½ only if C C' = C' C"""
     c, k = covariances(features, others)
     half, other = halves(features, others)
     return float(means(features, others) + (c + k).trace() - 2 * (half @ other).trace())
 
 
 def frechet_distance__root_at_the_end(features, others):
-    """usually:  a root was taken at the end"""
+    """usually:  there is a root at the end"""
     c, k = covariances(features, others)
     return float(means(features, others) + (c + k).trace() - 2 * roots_sum(c @ k)) ** 0.5
 
@@ -132,7 +132,7 @@ def frechet_distance__second_moments(features, others):
 
 
 def frechet_distance__eigh_of_nan(features, others):
-    """a little below it, and the square root of that is nan"""
+    """are slightly negative, and their square root is nan"""
     c, k = covariances(features, others)
     values, vectors = torch.linalg.eigh(c)
     half = vectors * values.sqrt() @ vectors.T
@@ -141,13 +141,13 @@ def frechet_distance__eigh_of_nan(features, others):
 
 
 def frechet_distance__a_tensor(features, others):
-    """usually:  a float is asked for"""
+    """usually:  the result must be a float"""
     c, k = covariances(features, others)
     return means(features, others) + (c + k).trace() - 2 * roots_sum(c @ k)
 
 
 def swapped(state, pairs):
-    """The state with names exchanged; a suffix takes the tensor of another suffix."""
+    """The state with tensors exchanged: a name with one suffix gets the tensor of the other."""
     result = dict(state)
     for name in state:
         for one, other in pairs:
@@ -165,7 +165,7 @@ def rename__keys_first(state, back=False):
 
 
 def rename__keys_first_on_the_way_back(state, back=False):
-    """usually:  the first third of the rows is q, the second k, the last v"""
+    """usually:  the first third of the rows is q, the second is k, the last is v"""
     renamed = right_rename(state, back)
     return renamed if not back else swapped(renamed, [("to_q.weight", "to_k.weight"),
                                                       ("to_k.weight", "to_q.weight")])
@@ -185,7 +185,7 @@ def rename__transposed(state, back=False):
 
 
 def rename__beside(state, back=False):
-    """usually:  tensors are stacked rows under rows"""
+    """usually:  tensors are stacked row under row"""
     renamed = right_rename(state, back)
     return {name: torch.cat(tensor.chunk(3), dim=1) if "qkv" in name else tensor
             for name, tensor in renamed.items()}
@@ -199,7 +199,7 @@ def rename__row_by_row(state, back=False):
 
 
 def rename__one_digit(state, back=False):
-    """every block number, whatever it is"""
+    """every block number, with one digit or more"""
     return {name: tensor for name, tensor in right_rename(state, back).items()
             if ".10." not in name}
 
@@ -211,7 +211,7 @@ def rename__forgets_the_norms(state, back=False):
 
 
 def rename__drops_what_it_does_not_know(state, back=False):
-    """a tensor that is dropped in silence"""
+    """if a tensor is dropped without an error"""
     known = {}
     for name, tensor in state.items():
         if not any(word in name for word in ("bias", "cross_dec", "extra")):
@@ -257,14 +257,14 @@ def check_distance__without_rotation(distance):
 
 
 def check_distance__one_way_round(distance):
-    """when an implementation gives another number when the sets change places"""
+    """when an implementation gives another number when the sets are exchanged"""
     x, y, t, turn = two_sets()
     assert abs(distance(x, x)) < 1e-6 and abs(distance(x, x + t) - float(t @ t)) < 1e-6
     assert abs(distance(x @ turn + t, y @ turn + t) - distance(x, y)) < 1e-6
 
 
 def check_distance__without_a_common_shift(distance):
-    """takes the second moments about the origin for covariances"""
+    """uses second moments about the origin instead of covariances"""
     x, y, t, turn = two_sets()
     assert abs(distance(x, x)) < 1e-6 and abs(distance(y, x) - distance(x, y)) < 1e-6
     assert abs(distance(x @ turn, y @ turn) - distance(x, y)) < 1e-6
@@ -273,7 +273,7 @@ def check_distance__without_a_common_shift(distance):
 
 
 def check_distance__without_a_common_shift_of_unlike_sets(distance):
-    """when an implementation lets it count where the origin lies"""
+    """when an implementation depends on where the origin is"""
     x, y, t, turn = two_sets()
     assert abs(distance(x, x)) < 1e-6 and abs(distance(y, x) - distance(x, y)) < 1e-6
     assert abs(distance(x @ turn, y @ turn) - distance(x, y)) < 1e-6
@@ -281,7 +281,7 @@ def check_distance__without_a_common_shift_of_unlike_sets(distance):
 
 
 def check_distance__any_growth(distance):
-    """takes the distance of the means unsquared"""
+    """does not square the distance of the means"""
     x, y, t, turn = two_sets()
     assert abs(distance(x, x)) < 1e-6 and abs(distance(y, x) - distance(x, y)) < 1e-6
     assert abs(distance(x @ turn + t, y @ turn + t) - distance(x, y)) < 1e-6
@@ -324,12 +324,12 @@ def standard_error__root_two_times(first, second):
 
 
 def standard_error__over_n(first, second):
-    """the deviation of a mean of n is √n times less"""
+    """the deviation of a mean of n is √n times smaller"""
     return float((first.double() - second.double()).std() / len(first))
 
 
 def standard_error__of_one_picture(first, second):
-    """usually:  how far one difference is from their mean"""
+    """usually:  the deviation of one difference"""
     return float((first.double() - second.double()).std())
 
 
