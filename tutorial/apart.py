@@ -1,4 +1,4 @@
-"""Run graders on answers that nobody has read, in a process of its own: see `grade.py`."""
+"""Run graders on unread answers in a separate process; see `grade.py`."""
 
 import os
 import secrets
@@ -14,9 +14,9 @@ from pathlib import Path
 from threading import Event
 
 ROOT = Path(__file__).resolve().parent.parent
-LARGEST = 2**20                                 # bytes of a file of answers; of a report, 16 times
-NO_IMPORT = ": can't be imported: "              # what conftest.py says
-# Stands between this process and pytest, so that answers which kill their parent kill only it.
+LARGEST = 2**20                                 # bytes of an answers file; a report: 16 times that
+NO_IMPORT = ": can't be imported: "              # part of conftest.py's message
+# A process between this one and pytest. Answers that kill their parent kill only that process.
 LAUNCH = """
 import subprocess, sys
 try:
@@ -32,7 +32,7 @@ subprocess.call(sys.argv[2:])
 
 
 def stop_all(process: subprocess.Popen, mark: str) -> None:
-    """Kill the process group of a run, and on Linux all that has its mark in the environment."""
+    """Kill the process group of a run, and on Linux all processes with its mark."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -47,7 +47,7 @@ def stop_all(process: subprocess.Popen, mark: str) -> None:
 
 
 def verdict(case: xml.Element) -> tuple[str, str]:
-    """What a test's entry in the report means, and what it says."""
+    """The result of a test, from its entry in the report, and the message."""
     for child in case:
         message = child.get("message", "")
         said = message.removeprefix("Failed: ") if child.tag == "failure" else child.text or message
@@ -63,7 +63,8 @@ def verdict(case: xml.Element) -> tuple[str, str]:
 
 def run(graders: Path, grader: str, chapter: str, answers: Path, tests: list[str], options,
         stop: Event) -> tuple[str, dict[str, tuple[str, str]]]:
-    """Run some of a grader's tests in a copy: why it died ("" if not), and test -> verdict."""
+    """Run some of a grader's tests in a copy. Returns why the run died ("" if it did not), and
+    test -> verdict."""
     mark = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder:
         top = Path(folder)

@@ -1,13 +1,13 @@
-"""The paper's ablations, repeated small: which of its choices show on shapes, and by how much?
+"""The paper's ablations at small size: which of its choices matter on shapes, and how much?
 
     python -m tutorial.claims                    all tables: 49 minutes on two busy cores
     python -m tutorial.claims --quick            about four minutes on two cores
     python -m tutorial.claims --only guidance    one table
 
-One tokenizer encodes the built-in shapes once. Every model is then trained from three seeds, each
-for the same number of steps on the same ids, and every number is a mean over the three with its
-standard error. A seed changes the initial weights, the batches, the orders, and the noise pictures
-are drawn with; rows of a table share them. What is finished is kept, so an interrupted run goes on.
+One tokenizer encodes the built-in shapes once. Then every model is trained from three seeds, for
+the same number of steps on the same ids. Every number is a mean over the seeds with its standard
+error. A seed sets the initial weights, the batches, the orders and the drawing noise; the rows of a
+table use the same seeds. Finished parts are saved, so an interrupted run continues with the rest.
 """
 
 import json
@@ -24,34 +24,35 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from arpg_mini import ARPG, VQTokenizer, checkpoint, training
+from arpg_mini import ARPG, UserError, VQTokenizer, decode, training
 from arpg_mini.attention import Cache, Linear, append, rotate
-from arpg_mini.config import ModelConfig, Parser, UserError, exit_code, presets
-from arpg_mini.data import shapes, shapes_pictures
-from arpg_mini.decoding import decode, named_order
-from arpg_mini.evaluation import bits_per_token
-from arpg_mini.ids import Ids
-from arpg_mini.images import to_uint8
-from arpg_mini.judge import shapes_scores, train_classifier
+from arpg_mini.config import ModelConfig, presets
+from arpg_mini.data.builtin import shapes, shapes_pictures
+from arpg_mini.data.files import write_whole
+from arpg_mini.data.ids import Ids
+from arpg_mini.data.images import to_uint8
+from arpg_mini.measure.evaluation import bits_per_token
+from arpg_mini.measure.judge import shapes_scores, train_classifier
+from arpg_mini.orders import named_order
+from arpg_mini.run import checkpoint
+from arpg_mini.run.command import Parser, exit_code
 
 SEEDS = 0, 1, 2
 RESULTS = Path(__file__).parent / "results.json"
-GUIDED = dict(steps=16, guidance=2.0, guidance_schedule="constant")     # unless a row says else
+GUIDED = dict(steps=16, guidance=2.0, guidance_schedule="constant")     # unless a row differs
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and drawn."""
-
-    pictures: int               # that models learn from
+    """The amount of training and drawing."""
+    pictures: int               # for training
     tokenizer_steps: int
-    judge_steps: int            # of the classifier that reads classes, 128 pictures each
+    judge_steps: int            # of the classifier that reads classes, 128 pictures per step
     steps: int                  # of every model
-    batch: int                  # pictures a step
-    width: int                  # D of every model; half of its FFNs' hidden width
+    batch: int                  # pictures per step
+    width: int                  # D of every model; the hidden width of its FFNs is twice as large
     drawn: int                  # pictures per row and seed
 
 
@@ -60,10 +61,8 @@ QUICK = Size(4_000, 150, 300, 500, 32, 64, 100)
 
 
 class PerLayerKV(ARPG):
-    """The variant that ARPG does without: every query layer has keys and values of its own.
-
-    They travel stacked, (L_q, B, H, S, K) of L_q layers, where shared ones are (B, H, S, K).
-    """
+    """A variant of ARPG: every query layer has its own keys and values. For L_q layers they are
+    stacked, (L_q, B, H, S, K); the shared ones of ARPG are (B, H, S, K)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -73,9 +72,9 @@ class PerLayerKV(ARPG):
     def read(self, ids: Tensor, where: Tensor, mask: Tensor | None = None, causal: bool = False,
              cache: Cache | None = None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         layers, own = len(self.content), len(self.query)
-        if cache is not None and cache.length == 0:             # made for one pair, none written
+        if cache is not None and cache.length == 0:             # empty, made for one shared pair
             cache.pairs = cache.pairs.new_empty(layers + own, *cache.pairs.shape[1:])
-        x = F.dropout(self.embedding(ids), dropout)                             # (B, S, D)
+        x = nn.functional.dropout(self.embedding(ids), dropout)                 # (B, S, D)
         for i, block in enumerate(self.content):
             past = None if cache is None else cache.layer(i)
             x = block(x, where, mask=mask, causal=causal, past=past, dropout=dropout)
@@ -101,7 +100,7 @@ KINDS = {"3+3": (ARPG, 3, 3), "5+1": (ARPG, 5, 1), "1+5": (ARPG, 1, 5),
 
 
 class Encoded(Ids):
-    """Pictures as ids, in memory, where `Ids` has them from files."""
+    """Pictures as ids in memory. (`Ids` reads them from files.)"""
 
     def __init__(self, tokenizer: VQTokenizer, images: np.ndarray, labels: np.ndarray):
         batches = training.to_device(images, torch.device("cpu")).split(250)
@@ -110,7 +109,7 @@ class Encoded(Ids):
 
 
 class Bench:
-    """What the tables share: tokenizer, judge, ids, models, each made when first asked for."""
+    """What the tables share: tokenizer, judge, ids, models. Each is made at its first use."""
 
     def __init__(self, size: Size, folder: Path):
         self.size, self.folder, self.preset = size, folder, presets()["shapes"]
@@ -118,7 +117,7 @@ class Bench:
                               micro_batch=size.batch, tokenizer_steps=size.tokenizer_steps)
 
     def kept(self, name: str, module: nn.Module, make: Callable) -> nn.Module:
-        """`module` with the weights in the folder; else what `make` makes of it, put there."""
+        """`module` with its weights from the folder; without a file, `make` it and save it."""
         path = self.folder / f"{name.replace(' ', '-')}.pt"
         if path.exists():
             checkpoint.fill(module, checkpoint.load(path, "claims")["state"], path)
@@ -128,7 +127,7 @@ class Bench:
         return module.eval()
 
     def train(self, name: str, loop: Callable, module: nn.Module, *arguments, steps: int) -> None:
-        """Run one of the package's loops, which yield after each step, to its end."""
+        """Run a training loop of the package, which yields after each step, to its end."""
         optimizer = training.make_optimizer(module, self.config.weight_decay, self.config.betas)
         for _ in tqdm(loop(module, *arguments, optimizer), name, steps, leave=False):
             pass
@@ -149,7 +148,7 @@ class Bench:
         lambda self: Encoded(self.tokenizer, *shapes(min(2000, self.size.pictures // 4), 1)))
 
     def model(self, kind: str, seed: int) -> ARPG:
-        """The average of a model's weights after training it, from `seed`."""
+        """Train a model from `seed`; returns the running average of its weights."""
         def make(model):
             average = training.average_of(model)
             self.train(f"{kind}, seed {seed}", training.train_arpg, model, model, average,
@@ -162,7 +161,7 @@ class Bench:
         return self.kept(f"{kind} {seed}", build(sizes), make)
 
     def scores(self, model: ARPG, seed: int, **settings) -> dict[str, float]:
-        """Draw with the settings; class accuracy and colour coherence of the pictures."""
+        """Draw pictures with the settings; returns their class accuracy and colour coherence."""
         labels, first = np.arange(self.size.drawn) % 10, 100_000 * seed
         ids = decode(model, labels, range(first, first + len(labels)), **GUIDED | settings)
         images = to_uint8(self.tokenizer.decode(ids.view(-1, *model.config.grid)))
@@ -170,19 +169,19 @@ class Bench:
         return {"accuracy": accuracy, "coherence": coherence}
 
 
-# Of each table what it is about, and its rows: name -> which model, decoded how.
+# Table -> its subject and its rows; row -> which model, and the settings of its decode.
 TABLES: dict[str, tuple[str, dict[str, tuple[str, dict]]]] = {
-    "steps": ("steps, and what the tokens of a step see of each other", {
+    "steps": ("steps, and whether the tokens of a step see each other", {
         f"{t} {within}": ("3+3", dict(steps=t, within_step=within))
         for t in (1, 2, 4, 8, 16, 36) for within in ("block", "causal")}),
-    "orders": ("order of drawing and steps; nats of one token a step", {
+    "orders": ("order of drawing and steps; nats with one token per step", {
         f"{order} {t}": ("3+3", dict(orders=order, steps=t))
         for order in ("raster", "spiral", "random") for t in (8, 16, 36)}),
-    "split": ("how many of six layers read (content) + how many ask (query)", {
+    "split": ("six layers: how many read (content) + how many ask (query)", {
         kind: (kind, {}) for kind in ("3+3", "5+1", "1+5")}),
-    "sharing": ("keys and values shared by all query layers (3+3), or each layer's own", {
+    "sharing": ("keys and values: shared by all query layers (3+3), or one pair per layer", {
         kind: (kind, {}) for kind in ("3+3", "per layer")}),
-    "guidance": ("guidance at 16 steps; the last two rows: constant 2, cooler or cut", {
+    "guidance": ("guidance at 16 steps; last two rows: constant 2, with temperature or top-p", {
         f"{how} {s:g}": ("3+3", dict(guidance=s, guidance_schedule=how))
         for how, s in [("constant", s) for s in (1.0, 1.5, 2.0, 3.0, 5.0)]
         + [("linear", s) for s in (2.0, 3.0, 5.0, 9.0)]}
@@ -195,7 +194,7 @@ TABLES: dict[str, tuple[str, dict[str, tuple[str, dict]]]] = {
 
 
 def measure(bench: Bench, seed: int, kind: str, settings: dict) -> dict[str, float]:
-    """A row. `pairs` are those of keys and values that are kept of every token."""
+    """A row. `pairs`: how many pairs of keys and values are kept for every token."""
     model, order = bench.model(kind, seed), None
     if settings.get("orders", "random") != "random":
         order = named_order(settings["orders"], model.config.grid)
@@ -209,7 +208,7 @@ def measure(bench: Bench, seed: int, kind: str, settings: dict) -> dict[str, flo
 
 
 def summary(parts: list[dict]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Each seed's row -> metric -> value: their means and standard errors over the seeds."""
+    """Means and standard errors over the seeds. parts: for each seed, row -> metric -> value."""
     def both(x):
         return float(np.mean(x)), float(np.std(x, ddof=1) / len(x) ** 0.5)
     return {row: {metric: both([part[row][metric] for part in parts]) for metric in metrics}
@@ -217,11 +216,11 @@ def summary(parts: list[dict]) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def show(name: str, table: dict[str, dict[str, tuple[float, float]]], size: Size) -> None:
-    """Print a table, mean ± standard error over seeds."""
+    """Print a table: mean ± standard error over the seeds."""
     columns = list(dict.fromkeys(metric for row in table.values() for metric in row))
     print(f"\n{name}: {TABLES[name][0]}\n{len(SEEDS)} seeds, {size.steps} steps of "
-          f"{size.batch}, width {size.width}, {size.drawn} pictures a row and seed"
-          + "; quick: only large differences say anything" * (size == QUICK))
+          f"{size.batch}, width {size.width}, {size.drawn} pictures per row and seed"
+          + "; quick: only large differences mean anything" * (size == QUICK))
     print(f"{'':<20}" + "".join(f"{column:>18}" for column in columns))
     for row, metrics in table.items():
         cells = (f"{metrics[c][0]:.3f} ± {metrics[c][1]:.3f}" if c in metrics else "-"
@@ -241,11 +240,11 @@ def entries(name: str, table: dict, command: str) -> dict[str, dict]:
 
 def put(path: Path, content: dict) -> None:
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    checkpoint.write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def begin(out: Path, size: Size) -> dict:
-    """What `out` holds of finished parts; UserError if it is of something else."""
+    """The finished parts in `out`; UserError if `out` belongs to something else."""
     state = {"size": asdict(size), "parts": {}, "seconds": {}}
     try:
         out.with_suffix(".models").mkdir(parents=True, exist_ok=True)
@@ -254,11 +253,11 @@ def begin(out: Path, size: Size) -> dict:
             raise ValueError("it holds something else")
         return found
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--out {out}: can't go on with it ({error}); name another") from None
+        raise UserError(f"--out {out}: can't continue from it ({error}); use another") from None
 
 
 def work(out: Path, names: list[str], size: Size, write: str = "") -> None:
-    """Make and print tables; each seed's part is kept in `out`. `write`: the command to note."""
+    """Compute and print tables; save each seed's part in `out`. `write`: the command to record."""
     state, found = begin(out, size), {}
     bench, parts = Bench(size, out.with_suffix(".models")), state["parts"]
     wanted = [(name, seed) for seed in SEEDS for name in names]
@@ -273,7 +272,7 @@ def work(out: Path, names: list[str], size: Size, write: str = "") -> None:
         table = summary([parts[f"{name} {seed}"] for seed in SEEDS])
         show(name, table, size)
         found |= entries(name, table, write)
-    print(f"\n{sum(state['seconds'].values()) / 60:.1f} minutes of work, all kept in {out}")
+    print(f"\n{sum(state['seconds'].values()) / 60:.1f} minutes of work, all saved in {out}")
     if write:
         put(RESULTS, json.loads(RESULTS.read_text()) | found)
         print(f"{len(found)} numbers written to {RESULTS}")
@@ -284,9 +283,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller models, fewer steps and "
                         "pictures: minutes, and only large differences show")
     parser.add_argument("--only", choices=TABLES, help="one table")
-    parser.add_argument("--out", type=Path, help="where finished parts are kept, trained models "
-                        "beside it (default: runs/claims.json, or claims-quick.json)")
-    parser.add_argument("--write", action="store_true", help="numbers into tutorial/results.json")
+    parser.add_argument("--out", type=Path, help="file for finished parts; trained models go next "
+                        "to it (default: runs/claims.json, or claims-quick.json)")
+    parser.add_argument("--write", action="store_true", help="write to tutorial/results.json")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     out = options.out or Path("runs") / f"claims{'-quick' * options.quick}.json"

@@ -1,10 +1,10 @@
 """Draw every figure of the tutorial into tutorial/figures/, from real tensors and real runs.
 
-    python -m tutorial.figures              all of them
-    python -m tutorial.figures ch03_scores  those whose names begin so
+    python -m tutorial.figures              all figures
+    python -m tutorial.figures ch03_scores  the figures whose names begin with ch03_scores
 
-Each chapter's are functions in `tutorial/drawn/chNN.py`, collected in its FIGURES: name -> function
-that returns a Pillow image. What they share is here.
+The functions that draw a chapter's figures are in `tutorial/drawn/chNN.py`. FIGURES there maps each
+name to a function that returns a Pillow image. This file holds the helpers they share.
 """
 
 import importlib
@@ -25,13 +25,13 @@ def font(size: int = 14) -> ImageFont.ImageFont:
 
 
 def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """White, with a pen."""
+    """Return a white image and a pen for it."""
     image = Image.new("RGB", (width, height), "white")
     return image, ImageDraw.Draw(image)
 
 
 def heat(values, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """(h, w) numbers -> (h, w, 3) uint8: white at `low` (default their least) to blue at `high`."""
+    """(h, w) numbers -> (h, w, 3) uint8: white at `low` (default: minimum) to blue at `high`."""
     values = np.asarray(values, dtype=float)
     low, high = (values.min() if low is None else low), (values.max() if high is None else high)
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)[..., None]
@@ -40,7 +40,10 @@ def heat(values, low: float | None = None, high: float | None = None) -> np.ndar
 
 def cells(draw: ImageDraw.ImageDraw, at: tuple[int, int], colours: np.ndarray, size: int,
           words: Sequence[Sequence[str]] | None = None, ink: str = INK) -> None:
-    """A grid of squares, (h, w, 3) uint8, its top left corner at `at`; words in them if given."""
+    """Draw a grid of squares, (h, w, 3) uint8, with its top left corner at `at`.
+
+    Each square shows its word if `words` are given.
+    """
     for row, line in enumerate(colours):
         for column, colour in enumerate(line):
             x, y = at[0] + column * size, at[1] + row * size
@@ -65,7 +68,8 @@ def arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[floa
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers in low..high: multiples of 1, 2 or 5 times a power of ten, about `most`."""
+    """Return about `most` round numbers in low..high, multiples of 1, 2 or 5 times a power of ten.
+    """
     least = max(high - low, 1e-12) / most
     power = 10.0 ** np.floor(np.log10(least))
     step = next(m * power for m in (1, 2, 5, 10) if m * power > 0.999 * least)
@@ -76,7 +80,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 def plot(lines: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str, y_title: str,
          size: tuple[int, int] = (520, 320), errors: dict[str, Sequence[float]] | None = None,
          log_x: bool = False) -> Image.Image:
-    """Lines by their names, (x, y) each, with error bars if there are any."""
+    """Plot named lines, (x, y) each, with error bars where `errors` gives them."""
     image, draw = canvas(*size)
     left, top, right, bottom = 70, 20, size[0] - 20, size[1] - 50
     scale = np.log2 if log_x else np.asarray
@@ -116,7 +120,7 @@ def plot(lines: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str
 
 
 def figures() -> dict[str, Callable[[], Image.Image]]:
-    """All, by name."""
+    """Return all figures by name."""
     found = {}
     for file in sorted((HERE / "drawn").glob("ch*.py")):
         found |= importlib.import_module(f"tutorial.drawn.{file.stem}").FIGURES

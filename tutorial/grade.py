@@ -1,22 +1,22 @@
-"""Grade a whole class: one folder a student, each with its ch03_attention.py and so on.
+"""Grade a whole class: one folder per student, each with ch03_attention.py and so on.
 
     python -m tutorial.grade SUBMISSIONS                     every chapter of every student
     python -m tutorial.grade SUBMISSIONS --chapters 3,5 --csv grades.csv --solutions
 
-Each chapter of each student is graded by a process of its own, with a limit on time, and on Linux
-on memory and on the size of files. It works in a temporary copy that holds the graders and one
-file of answers, not the solutions and not what others handed in; it has no input, and what it
-prints goes nowhere. If it dies, its exercises are graded again one by one, so that an endless
-function costs no cell but its own. When it ends, so does its process group, and on Linux whatever
-else it started, as long as that kept its environment.
+A separate process grades each chapter of each student. It has a limit on time, and on Linux also
+on memory and on the size of files. It runs in a temporary copy that holds the graders and one file
+of answers, but no solutions and no answers of other students. It gets no input, and its output is
+discarded. If it dies, its exercises are graded again one by one, so an endless function costs only
+its own cell. When it ends, its process group is killed. On Linux all other processes that it
+started are killed too, if they kept its environment.
 
-This is no sandbox. Answers run as you: code that means harm can read and write what you can, by
-its full path, use the network, fill the process table, and kill all your processes. Grade
-strangers in a container or as a user of its own.
+This is no sandbox. Answers run under your account. Harmful code can read and write all files that
+you can (by their full paths), use the network, fill the process table, and kill all your processes.
+Grade strangers in a container or under a separate account.
 
-Cheating: each run must end with a test that fails. Answers that make `pytest.fail` or all reports
-pass are noticed by it, as are those that end the run early. Answers that patch one grader alone,
-read what it expects from the stack, or forge the report with that failure in it are not.
+Cheating: each run must end with a test that fails. This reveals answers that make `pytest.fail` or
+all reports pass, and answers that end the run early. It does not reveal answers that patch only one
+grader, read the expected values from the stack, or forge a report with that failure in it.
 """
 
 import ast
@@ -28,17 +28,18 @@ from threading import Event
 
 from tqdm import tqdm
 
-from arpg_mini.config import Parser, UserError, exit_code
+from arpg_mini import UserError
+from arpg_mini.run.command import Parser, exit_code
 
 from .apart import LARGEST, NO_IMPORT, ROOT, run
 
 SOLUTIONS = "(solutions)"
 DIED = {"out of time": "killed after {:g} seconds",
-        "crashed": "the process ended, or was tampered with, before its last test had failed"}
+        "crashed": "the process ended or was tampered with before its last test failed"}
 
 
 def tests_of(grader: Path) -> tuple[str, dict[str, list[str]]]:
-    """A grader's CHAPTER, and exercise -> its tests, read without running it."""
+    """A grader's CHAPTER, and exercise -> its tests, without running the grader."""
     chapter, found = "", {}
     for node in ast.parse(grader.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CHAPTER":
@@ -50,7 +51,7 @@ def tests_of(grader: Path) -> tuple[str, dict[str, list[str]]]:
 
 def grade(graders: Path, grader: str, answers: Path, options,
           stop: Event) -> dict[str, tuple[str, str]]:
-    """Exercise -> result and what was said, of one chapter of one student."""
+    """Grade one chapter of one student: exercise -> (result, message)."""
     chapter, exercises = tests_of(graders / grader)
     if answers.is_symlink() or not answers.is_file() or answers.stat().st_size > LARGEST:
         return {name: ("missing", f"no {answers.name} of at most {LARGEST} bytes")
@@ -67,16 +68,16 @@ def grade(graders: Path, grader: str, answers: Path, options,
     try:
         fill(list(exercises))
         for name in exercises if len(exercises) > 1 else ():
-            result, said = results[name]        # its own, or what another of the chapter did to it?
+            result, said = results[name]        # its own fault, or another exercise's?
             if result in DIED and NO_IMPORT not in said and not stop.is_set():
                 fill([name])
-    except OSError as error:                    # can't be read, or no room for the copy
+    except OSError as error:                    # unreadable, or no room for the copy
         results = {name: ("crashed", f"not graded: {error}") for name in exercises}
     return results
 
 
 def grade_all(submissions: Path, graders: Path, options) -> dict[tuple[str, str, str], tuple]:
-    """(student, grader, exercise) -> (result, what was said). UserError for mistakes of a call."""
+    """(student, grader, exercise) -> (result, message). UserError if an option is wrong."""
     if not submissions.is_dir():
         raise UserError(f"{submissions}: no such folder")
     students = {folder.name: folder for folder in sorted(submissions.iterdir())
@@ -85,7 +86,7 @@ def grade_all(submissions: Path, graders: Path, options) -> dict[tuple[str, str,
         raise UserError(f"{submissions}: no submissions; it must hold a folder for each student")
     there = {int(f.stem[7:]): f.name for f in sorted(graders.glob("test_ch[0-9]*.py"))}
     if not there:
-        raise UserError(f"--graders {graders}: holds no test_ch01.py or the like")
+        raise UserError(f"--graders {graders}: holds no test_ch01.py or similar file")
     try:
         chapters = [int(c) for c in options.chapters.split(",")] if options.chapters else [*there]
         tasks = [there[c] for c in dict.fromkeys(chapters)]
@@ -116,7 +117,7 @@ def grade_all(submissions: Path, graders: Path, options) -> dict[tuple[str, str,
 
 
 def table(results: dict[tuple[str, str, str], tuple]) -> str:
-    """For each chapter a row for each student, a column for each exercise."""
+    """A table for each chapter: a row for each student, a column for each exercise."""
     lines = []
     for task in dict.fromkeys(task for _, task, _ in results):
         rows: dict[str, dict[str, str]] = {}
@@ -134,7 +135,7 @@ def table(results: dict[tuple[str, str, str], tuple]) -> str:
 
 
 def write_csv(path: Path, results: dict[tuple[str, str, str], tuple]) -> None:
-    """A line for each student and exercise; no cell that a spreadsheet would compute."""
+    """Write a line for each student and exercise. A spreadsheet takes no cell as a formula."""
     def plain(text: str) -> str:
         return "'" + text if text.startswith(("=", "+", "-", "@", "\t")) else text
     try:
@@ -150,13 +151,13 @@ def write_csv(path: Path, results: dict[tuple[str, str, str], tuple]) -> None:
 def main() -> int:
     parser = Parser("python -m tutorial.grade", description=__doc__.split("\n")[0])
     parser.add_argument("submissions", type=Path, help="folder of the students' folders")
-    parser.add_argument("--chapters", help="only these, as in 3,5 (default: all)")
-    parser.add_argument("--seconds", type=float, default=60, help="for a chapter (default 60)")
-    parser.add_argument("--gigabytes", type=int, default=4, help="memory of a run (default 4)")
+    parser.add_argument("--chapters", help="only these, for example 3,5 (default: all)")
+    parser.add_argument("--seconds", type=float, default=60, help="limit per chapter (default 60)")
+    parser.add_argument("--gigabytes", type=int, default=4, help="memory per run (default 4)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
-    parser.add_argument("--csv", type=Path, help="file for the results and what was said")
-    parser.add_argument("--solutions", action="store_true", help="grade the solutions too: is all "
-                        "well with the graders and this machine?")
+    parser.add_argument("--csv", type=Path, help="file for the results and messages")
+    parser.add_argument("--solutions", action="store_true", help="also grade the solutions, to "
+                        "check the graders and this machine")
     parser.add_argument("--graders", type=Path, default=ROOT / "tutorial" / "exercises",
                         help="folder of test_ch01.py and so on (default: the tutorial's)")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Make a trained run small enough to be kept beside the chapters: tutorial/shapes.
+"""Make a trained run small enough to ship with the chapters: tutorial/shapes.
 
     python train_mini.py                              trains runs/shapes
     python -m tutorial.pack runs/shapes tutorial/shapes
 
-Kept are the averaged weights and the tokenizer, in half precision, and in recipe.json what they are
-and what the rounding cost. Sampling, editing and evaluation take the folder as they take a run's.
+The folder holds the averaged weights and the tokenizer in half precision. Its recipe.json describes
+them and the cost of the rounding. Sampling, editing and evaluation accept it like a run folder.
 """
 
 import json
@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from arpg_mini import checkpoint, training
-from arpg_mini.config import Parser, UserError, exit_code
-from arpg_mini.ids import Ids
+from arpg_mini import UserError, training
+from arpg_mini.data.files import write_whole
+from arpg_mini.data.ids import Ids
+from arpg_mini.run import checkpoint
+from arpg_mini.run.command import Parser, exit_code
 
 
 def halved(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's state with its float tensors in half precision. UserError if one doesn't fit."""
+    """A module's state with its float tensors in half precision. UserError if one is too large."""
     state = {name: x.half() if x.is_floating_point() else x
              for name, x in module.state_dict().items()}
     for name, x in state.items():
@@ -55,15 +57,15 @@ def pack(run: Path, out: Path) -> None:
               "validation loss, float32": round(losses[0], 5),
               "validation loss, half precision": round(losses[1], 5), "run": described}
     text = json.dumps(recipe, indent=1) + "\n"
-    checkpoint.write_whole(out / "recipe.json", lambda file: file.write(text.encode()))
+    write_whole(out / "recipe.json", lambda file: file.write(text.encode()))
     print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.2f} MB; validation loss "
           f"{losses[0]:.5f} nats in float32, {losses[1]:.5f} in half precision")
 
 
 def main() -> int:
     parser = Parser("python -m tutorial.pack", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="run folder, as train_mini.py leaves it")
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("run", type=Path, help="run folder of train_mini.py")
+    parser.add_argument("out", type=Path, help="folder to write")
     options = parser.parse_args()
     return exit_code(parser.prog, lambda: pack(options.run, options.out))
 

@@ -1,4 +1,4 @@
-"""Chapter 1's figures, and `python -m tutorial.drawn.ch01`: the runs whose numbers it quotes."""
+"""Figures of chapter 1. `python -m tutorial.drawn.ch01` makes the runs that the chapter quotes."""
 
 from dataclasses import replace
 
@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from arpg_mini import VQTokenizer
 from arpg_mini.config import presets
-from arpg_mini.data import shapes, shapes_pictures
+from arpg_mini.data import shapes
+from arpg_mini.data.builtin import shapes_pictures
 from arpg_mini.tokenizer import Codebook
 from arpg_mini.training import (
     learning_rate,
@@ -21,13 +22,15 @@ from arpg_mini.training import (
 )
 from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, label, plot
 
-PICTURE, SIZES = 7, (2, 6, 16, 48, 256)    # the picture shown, and codebooks' sizes
+PICTURE, SIZES = 7, (2, 6, 16, 48, 256)    # the picture shown; codebook sizes
 NEVER = 10**9                               # batches of patience: no row is ever revived
 
 
 def trained(how: str, steps: int = 600) -> VQTokenizer:
-    """The default run's tokenizer, trained in its way, without revival, or cold: quantised from
-    the first step on with random rows that nobody fits or revives."""
+    """Train the default run's tokenizer: as usual, without revival, or cold.
+
+    "Cold" quantises from the first step on. Its rows are random and are never fitted or revived.
+    """
     preset, pictures = presets()["shapes"], shapes_pictures(10_000, seed=0)
     patience = preset.train.tokenizer_patience if how == "usual" else NEVER
     config = replace(preset.train, tokenizer_steps=steps, tokenizer_patience=patience)
@@ -49,7 +52,7 @@ def trained(how: str, steps: int = 600) -> VQTokenizer:
 
 
 def measure() -> None:
-    """PSNR on 500 pictures that were not trained on, and how many ids they use, how evenly."""
+    """Print the PSNR on 500 held-out pictures, the number of ids in use, and the perplexity."""
     images = to_device(shapes(500, seed=1)[0], torch.device("cpu"))
     for how in ("usual", "no revival", "cold"):
         tokenizer = trained(how)
@@ -61,7 +64,7 @@ def measure() -> None:
 
 
 
-# A tokenizer without a network: a feature is a 4×4 patch, a code is decoded to the mean of its own.
+# A tokenizer without a network: a feature is a 4×4 patch, an id is decoded to its mean patch.
 
 def to_patches(images: np.ndarray) -> torch.Tensor:
     """(n, 24, 24, 3) uint8 -> (n, 6, 6, 48) in [-1, 1]."""
@@ -76,7 +79,7 @@ def to_pixels(patches: torch.Tensor) -> np.ndarray:
 
 
 def patch_tokenizer(size: int) -> tuple[Codebook, torch.Tensor]:
-    """A fitted codebook of `size` rows, and the (size, 48) patches its ids are decoded to."""
+    """Return a fitted codebook of `size` rows and the (size, 48) patches that its ids decode to."""
     patches = to_patches(shapes(300, seed=0)[0]).flatten(0, 2)
     torch.manual_seed(0)
     book = Codebook(size, 48)
@@ -87,7 +90,7 @@ def patch_tokenizer(size: int) -> tuple[Codebook, torch.Tensor]:
 
 
 def ids_and_pictures() -> Image.Image:
-    """A picture, its patches, its ids; and what it is decoded to from codebooks of five sizes."""
+    """A picture, its patches, its ids, and its reconstruction with codebooks of five sizes."""
     picture = shapes(40, seed=1)[0][[PICTURE]]
     patches, zoom = to_patches(picture), 6
     side, cell = 24 * zoom, 4 * zoom
@@ -121,7 +124,7 @@ def ids_and_pictures() -> Image.Image:
 
 
 def on_the_circle() -> Image.Image:
-    """Which row a unit feature gets, all round the circle: by cosine, and by the raw product."""
+    """The row that each unit feature on a circle gets: by cosine, and by the raw product."""
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.5], [-5.0, 0.0]])
     book = Codebook(3, 2)
     book.rows.data.copy_(rows)
@@ -137,7 +140,7 @@ def on_the_circle() -> Image.Image:
         for (x, y), i in zip(features.tolist(), ids.tolist()):
             px, py = x0 + radius * x, y0 - radius * y
             draw.ellipse((px - 4, py - 4, px + 4, py + 4), fill=colours[i])
-        for i in (0, 2, 1):                                     # the short one last, on top
+        for i in (0, 2, 1):                                     # the short row on top
             (x, y), (a, b) = arrows[i].tolist(), unit[i].tolist()
             arrow(draw, (x0, y0), (x0 + 80 * x, y0 - 80 * y), colours[i], 3)
             label(draw, (x0 + 80 * x + 16 * a, y0 - 80 * y - 16 * b), str(i), 16, colours[i], "mm")
@@ -147,8 +150,10 @@ def on_the_circle() -> Image.Image:
 
 
 def rows_in_use(revive: bool, batches: int = 200) -> list[int]:
-    """Features in 32 clusters, 32 rows that start at random and follow the codebook loss.
-    Returns how many rows each batch used."""
+    """Return how many rows each batch uses.
+
+    The features form 32 clusters. The 32 rows start at random and follow the codebook loss.
+    """
     generator = torch.Generator().manual_seed(0)
     centres = F.normalize(torch.randn(32, 8, generator=generator), dim=-1)
     torch.manual_seed(1)
@@ -169,7 +174,7 @@ def rows_in_use(revive: bool, batches: int = 200) -> list[int]:
 
 
 def dead_rows() -> Image.Image:
-    """Means of twenty batches each."""
+    """Rows in use with and without revival. Each point is a mean of twenty batches."""
     at = list(range(0, 200, 20))
     lines = {name: (at, [float(np.mean(rows_in_use(revive)[i:i + 20])) for i in at])
              for name, revive in (("idle rows are moved", True), ("rows are left alone", False))}

@@ -1,14 +1,14 @@
-"""Chapter 2's figures."""
+"""Figures of chapter 2."""
 
 import numpy as np
 from PIL import Image
 
-from arpg_mini.decoding import named_order, random_orders, step_sizes
+from arpg_mini.orders import named_order, random_orders, step_sizes
 from tutorial.figures import BAD, GOOD, INK, PALE, WHAT, WHERE, canvas, cells, heat, label
 
 
 def six_orders() -> Image.Image:
-    """When each position of a 6×6 grid is drawn, in the package's orders and in a random one."""
+    """When each position of a 6×6 grid is generated: the package's orders and a random one."""
     names = ("raster", "column", "spiral", "outward", "checkerboard")
     orders = {name: named_order(name, (6, 6)) for name in names}
     orders["random, of seed 7"] = random_orders([7], 36)[0]
@@ -23,7 +23,7 @@ def six_orders() -> Image.Image:
 
 
 def work() -> Image.Image:
-    """Which positions are computed in which step, for 12 tokens: three ways to draw an image."""
+    """The positions computed in each step, for 12 tokens and three ways to generate an image."""
     n, size = 12, 21
     sizes, order = step_sizes(n, 4), random_orders([7], n)[0].tolist()
     steps = [order[sum(sizes[:s]):sum(sizes[:s + 1])] for s in range(4)]
@@ -64,7 +64,7 @@ PICTURES = {(1, 1, 1, 0, 0, 0): 0.5, (1, 0, 0, 1, 0, 0): 0.25, (0, 0, 0, 1, 1, 1
 
 
 def draw_toy(steps: list[list[int]], rng: np.random.Generator) -> tuple[int, ...]:
-    """One picture of the chapter's toy distribution, pixels of a step independent of each other."""
+    """Sample a picture of the chapter's toy distribution; pixels of one step are independent."""
     known: dict[int, int] = {}
     for step in steps:
         fits = {x: p for x, p in PICTURES.items() if all(x[i] == v for i, v in known.items())}
@@ -74,7 +74,7 @@ def draw_toy(steps: list[list[int]], rng: np.random.Generator) -> tuple[int, ...
 
 
 def toy_samples() -> Image.Image:
-    """Twelve draws of three ways to split six pixels into steps."""
+    """Twelve samples for each of three ways to split six pixels into steps."""
     ways = (("1 step: all six at once", [[0, 1, 2, 3, 4, 5]]),
             ("2 steps: pixel 2; the other five", [[2], [0, 1, 3, 4, 5]]),
             ("3 steps: pixel 2; pixel 0; the other four", [[2], [0], [1, 3, 4, 5]]))

@@ -1,4 +1,4 @@
-"""Figures of chapter 3: rotations as arrows, where and what, what a question looks at."""
+"""Figures of chapter 3: rotations as arrows, where and what, what a query attends to."""
 
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ PALETTE = ("#d9534f", "#e8a33d", "#6aa84f", "#3fa7a3", "#7b6fb5", "#a08060")
 
 
 def stripes(count: int, seed: int) -> Tensor:
-    """(count, N) ids of pictures of 5 × 8: each column has one of six colours."""
+    """Make (count, N) ids of 5 × 8 pictures in which each column has one of six colours."""
     colour = torch.randint(COLOURS, (count, 1, WIDTH),
                            generator=torch.Generator().manual_seed(seed))
     return colour.expand(-1, HEIGHT, -1).flatten(1)
@@ -26,9 +26,9 @@ def stripes(count: int, seed: int) -> Tensor:
 @lru_cache(maxsize=1)
 @torch.enable_grad()
 def stripes_model(steps: int = 200) -> ARPG:
-    """A model of one content and one query layer, one head, that has learned stripes (seconds).
+    """Train a model with one content layer, one query layer and one head on stripes, in seconds.
 
-    Shared between calls: leave it as it is.
+    All calls share it: do not change it.
     """
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -49,15 +49,15 @@ def stripes_model(steps: int = 200) -> ARPG:
 
 
 def known_places() -> list[int]:
-    """Half of the 40 places, in the order in which they became known."""
+    """Return half of the 40 positions, in the order in which they became known."""
     return torch.randperm(HEIGHT * WIDTH, generator=torch.Generator().manual_seed(5))[:20].tolist()
 
 
 @torch.no_grad()
 def weights(model: ARPG, picture: Tensor, known: list[int], targets: list[int]) -> Tensor:
-    """(M, S): what each question gives to the class (slot 0) and to the tokens at `known`.
+    """Return (M, S) attention: of each query to the class (slot 0) and the tokens at `known`.
 
-    The first query layer of a model of one head.
+    The weights are those of the first query layer of a model with one head.
     """
     table = model.rotary(GRID)                                                 # (N + 1, K/2)
     ids = torch.cat([model.class_ids(torch.tensor([0])), picture[None, known]], dim=1)
@@ -70,7 +70,7 @@ def weights(model: ARPG, picture: Tensor, known: list[int], targets: list[int]) 
 
 
 def dial(draw, centre: tuple[float, float], radius: int, *hands: tuple[complex, str]) -> None:
-    """A circle with hands; angles grow anticlockwise, as on paper."""
+    """Draw a circle with hands. Angles grow anticlockwise, as usual in mathematics."""
     x, y = centre
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=PALE)
     for turn, colour in hands:
@@ -78,7 +78,7 @@ def dial(draw, centre: tuple[float, float], radius: int, *hands: tuple[complex, 
 
 
 def pairs_at(place: tuple[int, int], grid: tuple[int, int], start: Tensor) -> list[complex]:
-    """`start` (K = 4) rotated to a place: its two pairs as complex numbers."""
+    """Rotate `start` (K = 4) to a position and return its two pairs as complex numbers."""
     row = place[0] * grid[1] + place[1]
     out = rotate(start.view(1, 1, 1, 4), rotary_table(grid, 4)[None, [row]])
     return torch.view_as_complex(out.view(2, 2)).tolist()
@@ -117,7 +117,7 @@ def arrows() -> Image.Image:
 
 
 def split() -> Image.Image:
-    """The known tokens in the order they came, two questions, and how much each takes of what."""
+    """The known tokens in the order they came, three queries, and the attention of each."""
     model, picture = stripes_model(), stripes(1, seed=1000)[0]
     known, targets = known_places()[:5], [2 * WIDTH + 1, 3 * WIDTH + 5, 0 * WIDTH + 6]
     share = weights(model, picture, known, targets)                            # (3, 6)
@@ -196,9 +196,13 @@ def column() -> Image.Image:
 
 @torch.no_grad()
 def measures(pictures: int = 500) -> dict[str, float]:
-    """What the stripes model has learned: nats a token on new pictures; of the attention of a
-    question that knows 20 random tokens, one of them in its column at least, the share that stays
-    in its column and the share that goes to the class; and the two questions of the figure's."""
+    """Measure what the stripes model has learned.
+
+    "loss" is in nats per token on new pictures. "own_column" and "class" are shares of a query's
+    attention: to its own column and to the class, if it knows 20 random tokens and at least one of
+    them is in its column. "class_of_5" and "class_of_20" are the class's shares for one query of
+    the figures, with 5 and with 20 known tokens.
+    """
     model, n = stripes_model(), HEIGHT * WIDTH
     draw = torch.Generator().manual_seed(17)
     orders = torch.stack([torch.randperm(n, generator=draw) for _ in range(pictures)])

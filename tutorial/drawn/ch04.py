@@ -1,4 +1,4 @@
-"""Chapter 4's figures, and the run behind its numbers: python -m tutorial.drawn.ch04"""
+"""The figures of chapter 4, and the run that gives its numbers: python -m tutorial.drawn.ch04"""
 
 import math
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from arpg_mini import ARPG, ModelConfig
-from arpg_mini.decoding import random_orders
+from arpg_mini.orders import random_orders
 from arpg_mini.training import make_optimizer, optimizer_step
 from tutorial.figures import (
     BAD,
@@ -29,8 +29,8 @@ ORDER = [4, 2, 0, 5, 1, 3]
 
 
 def overfit(steps: int = 400) -> tuple[ARPG, list[float], torch.Tensor]:
-    """Learn three images by heart, in all orders: the model, each step's loss, and the loss of
-    every rank (6,), over 200 orders an image."""
+    """Learn three images by heart, in all orders. Returns the model, the loss of each step, and the
+    loss of each rank (6,) over 200 orders per image."""
     torch.manual_seed(1)
     model = ARPG(ModelConfig(dim=32, content_layers=1, query_layers=1, heads=4, vocab_size=8,
                              num_classes=3, grid=(2, 3), ffn_hidden=64, dropout=0.0,
@@ -54,7 +54,7 @@ def overfit(steps: int = 400) -> tuple[ARPG, list[float], torch.Tensor]:
 
 
 def slots() -> Image.Image:
-    """One image as a training sequence: what stands in the slots, what the queries ask."""
+    """One image as a training sequence: what the slots hold, and what the queries ask."""
     image, draw = canvas(640, 300)
     tokens = IMAGES[0].tolist()
     label(draw, (20, 14), "the image", 14)
@@ -86,8 +86,8 @@ def slots() -> Image.Image:
 
 
 def gradient() -> Image.Image:
-    """How far the logits of each query move with each token, in the trained model and in one whose
-    content is in raster order; real gradients."""
+    """The gradient of each query's logits at each token, in the trained model and in the same model
+    with its content in raster order."""
     model, _, _ = overfit()
     image, draw = canvas(640, 330)
     for x, title, raster in ((70, "as it is", False), (380, "slots filled in raster order", True)):
@@ -110,9 +110,9 @@ def gradient() -> Image.Image:
 
 
 def reached(model: ARPG, raster: bool) -> np.ndarray:
-    """(N, N): the size of the gradient of query t's logits at the embedding of the order's token s.
+    """(N, N): size of the gradient of query t's logits at the embedding of token s of the order.
 
-    No two tokens of the image are the same id, so a row of the embedding's gradient is a token's.
+    All tokens of the image have different ids, so each row of the gradient belongs to one token.
     """
     tokens, orders = IMAGES[:1], torch.tensor([ORDER])
     content = tokens if raster else tokens.gather(1, orders)
@@ -126,7 +126,7 @@ def reached(model: ARPG, raster: bool) -> np.ndarray:
 
 
 def learning() -> Image.Image:
-    """The loss of a model that learns three images by heart, and the least it can be."""
+    """The loss while the model learns three images by heart, and the smallest possible loss."""
     _, losses, _ = overfit()
     blocks = np.array(losses).reshape(-1, 20).mean(1)
     at = [20 * i + 10 for i in range(len(blocks))]
@@ -143,5 +143,5 @@ FIGURES = {"ch04_slots": slots, "ch04_gradient": gradient, "ch04_learning": lear
 
 if __name__ == "__main__":
     _, losses, ranks = overfit()
-    print(f"first loss {losses[0]:.4f}, of 600 orders {ranks.mean():.4f}; by rank "
+    print(f"first loss {losses[0]:.4f}, mean over 600 orders {ranks.mean():.4f}; by rank "
           + " ".join(f"{x:.4f}" for x in ranks))

@@ -1,4 +1,4 @@
-"""Chapter 5's figures: when each position arrives, what the cache holds, how large steps are."""
+"""The figures of chapter 5: the step of each position, the slots of the cache, the step sizes."""
 
 from unittest.mock import patch
 
@@ -8,13 +8,15 @@ from PIL import Image, ImageDraw
 
 from arpg_mini import ARPG, ModelConfig, decoding
 from arpg_mini.attention import Cache
-from arpg_mini.decoding import decode_steps, named_order, random_orders, step_sizes
+from arpg_mini.config import SCHEDULES
+from arpg_mini.decoding import decode_steps
+from arpg_mini.orders import named_order, random_orders, step_sizes
 from tutorial.drawn import real
 from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, cells, label, plot
 
 
 def colours_of(steps: int) -> np.ndarray:
-    """(steps, 3) uint8: from blue over pale to orange, early to late."""
+    """(steps, 3) uint8: from blue (early) over pale colours to orange (late)."""
     stops = np.array([[105, 160, 220], [190, 218, 242], [250, 228, 175], [232, 145, 80]], float)
     at = np.linspace(0, len(stops) - 1, steps)
     return np.stack([np.interp(at, range(len(stops)), stop) for stop in stops.T], -1).astype(
@@ -23,7 +25,7 @@ def colours_of(steps: int) -> np.ndarray:
 
 def decoded(grid: tuple[int, int], steps: int, seed: int = 2, orders=None
             ) -> tuple[np.ndarray, list[int]]:
-    """(h, w): the step at which a real decode fills each position; cache lengths as it grows."""
+    """(h, w): the step in which a real decode fills each position; the cache's growing lengths."""
     lengths = []
 
     class Watched(Cache):
@@ -66,7 +68,7 @@ def arrival() -> Image.Image:
 
 
 def cache() -> Image.Image:
-    """4×4 positions in 4 steps: which slots are filled when a step asks, and who wrote them."""
+    """4×4 positions in 4 steps: the filled slots when a step asks, and the step that wrote each."""
     grid, steps, seed, size = (4, 4), 4, 2, 36
     _, lengths = decoded(grid, steps, seed)
     sizes, order = step_sizes(16, steps), random_orders([seed], 16)[0].tolist()
@@ -99,13 +101,13 @@ def cache() -> Image.Image:
 
 
 def sizes() -> Image.Image:
-    """256 tokens in 16 steps by the three schedules."""
+    """256 tokens in 16 steps: the step sizes of the three schedules."""
     steps = range(1, 17)
     image = plot({" " * i: (steps, step_sizes(256, 16, name))
-                  for i, name in enumerate(decoding.SCHEDULES)},
+                  for i, name in enumerate(SCHEDULES)},
                  "step", "tokens a step (256 tokens, 16 steps)", size=(620, 320))
     draw = ImageDraw.Draw(image)
-    for name, at, colour in zip(decoding.SCHEDULES, ((556, 40), (340, 168), (110, 186)),
+    for name, at, colour in zip(SCHEDULES, ((556, 40), (340, 168), (110, 186)),
                                 (WHAT, WHERE, GOOD)):
         label(draw, at, name, 14, colour, "la" if name == "constant" else "ra")
     return image

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from arpg_mini.decoding import SCHEDULES, guide, step_sizes
+from arpg_mini.config import SCHEDULES
+from arpg_mini.orders import step_sizes
+from arpg_mini.sampling import guide
 from tutorial.drawn import real
 from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, label
 
@@ -14,7 +16,7 @@ RESULTS = Path(__file__).parent.parent / "results.json"
 
 
 def guidance() -> Image.Image:
-    """Bars: the chapter's three ids at several scales, by `decoding.guide`."""
+    """Bars: the probabilities of the chapter's three ids at four scales, by `sampling.guide`."""
     both = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]], dtype=torch.float64).log()[:, None]
     scales, (image, draw) = (0.0, 1.0, 2.0, 3.0), canvas(640, 215)
     for column, s in enumerate(scales):
@@ -32,7 +34,7 @@ def guidance() -> Image.Image:
 
 
 def schedules() -> Image.Image:
-    """Rows of 36 cells, cut where a step ends."""
+    """One row of 36 tokens per schedule, divided where a step ends."""
     image, draw = canvas(640, 215)
     label(draw, (110, 8), "36 tokens in 8 steps: how many each step draws", 13)
     for row, name in enumerate(SCHEDULES):
@@ -50,7 +52,7 @@ def schedules() -> Image.Image:
 
 
 def price() -> Image.Image:
-    """The README's table, `block`, with the standard errors of 500 pictures."""
+    """The `block` scores of the README's table, with the standard errors of 500 pictures."""
     results, steps = json.loads(RESULTS.read_text()), (1, 2, 4, 8, 16, 32)
     image, draw = canvas(560, 320)
     left, step, bottom, height = 60, 90, 265, 225

@@ -6,8 +6,9 @@ from PIL import Image
 
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.data import shapes
-from arpg_mini.decoding import Settings, make_plan
+from arpg_mini.decoding import make_plan
 from arpg_mini.editing import plan_windows, token_mask
+from arpg_mini.sampling import Settings
 from tutorial.drawn import real
 from tutorial.figures import BAD, INK, WHAT, WHERE, canvas, cells, label
 
@@ -20,7 +21,7 @@ def colours(asked: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def known() -> Image.Image:
-    """A picture and a box of pixels; which cells stay; what is read and asked in which step."""
+    """A picture and a box of pixels; the known cells; the step that reads or draws each cell."""
     picture = shapes(9, seed=4)[0][6]                                          # (24, 24, 3)
     x0, y0, x1, y1 = 7, 5, 18, 16
     mask = torch.zeros(1, 24, 24, dtype=torch.bool)

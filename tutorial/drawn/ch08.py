@@ -4,14 +4,14 @@ import torch
 from PIL import Image
 
 from arpg_mini.config import presets
-from arpg_mini.plan import memory
+from arpg_mini.run.plan import memory
 from tutorial.figures import BAD, GOOD, INK, PALE, WHAT, WHERE, canvas, label
 
 HUES = (WHAT, "#7fb0df", WHERE, "#e8b08f", GOOD, "#9bc9a8", "#7a3e9d", BAD)
 
 
 def rows() -> Image.Image:
-    """A global batch of eleven rows, three ranks, pieces of at most two; what a row counts."""
+    """A global batch of eleven rows on three ranks, in pieces of at most two, with weights."""
     batch, world, micro_batch = 11, 3, 2
     image, draw = canvas(640, 190)
     label(draw, (12, 8), "11 rows of the global batch, drawn from (seed, step) alone")
@@ -38,7 +38,7 @@ def rows() -> Image.Image:
 
 
 def memories() -> Image.Image:
-    """What each of eight processes holds, by part, three ways."""
+    """Memory of each of eight processes, by part: L, and XXL in three ways."""
     cases = [("arpg-l", {}), ("arpg-xxl", {}), ("arpg-xxl", dict(shard=True)),
              ("arpg-xxl", dict(shard=True, recompute=True))]
     image, draw = canvas(700, 330)

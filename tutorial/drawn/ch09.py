@@ -9,8 +9,9 @@ from torch import Tensor
 
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.data import shapes
-from arpg_mini.distances import frechet_distance, moments, root
-from arpg_mini.pretrained import arpg_names, released
+from arpg_mini.measure.distances import frechet_distance, moments, root
+from arpg_mini.pretrained import arpg_names
+from arpg_mini.run.export import released
 from tutorial.figures import INK, PALE, WHAT, WHERE, arrow, canvas, cells, heat, label, plot
 
 
@@ -26,7 +27,7 @@ def through_jpeg(image: np.ndarray) -> np.ndarray:
 
 
 def ellipses() -> Image.Image:
-    """Pictures as points; a set as the ellipse of its mean and covariance."""
+    """Pictures as points, and each set as the ellipse of its mean and covariance."""
     images, _ = shapes(1500, seed=5)
     real, others = images[:750], images[750:]
     sets = sharpness(real), sharpness(others), sharpness(np.stack([through_jpeg(i) for i in real]))
@@ -56,7 +57,7 @@ def ellipses() -> Image.Image:
 
 
 def bias() -> Image.Image:
-    """Two samples of one distribution: their distance falls with their size."""
+    """Two samples of one distribution: their distance falls as their size grows."""
     rng, sizes = np.random.default_rng(0), [20, 40, 80, 160, 320, 640]
     trials = {n: [frechet_distance(*moments(a), *moments(b)) for a, b in
                   torch.from_numpy(rng.standard_normal((20, 2, n, 8)))] for n in sizes}
@@ -68,7 +69,7 @@ def bias() -> Image.Image:
 
 
 def names() -> Image.Image:
-    """Released tensors beside those of this package that they make."""
+    """Released tensors on the left, and the tensors of this package that they make on the right."""
     torch.manual_seed(0)
     model = ARPG(ModelConfig(dim=8, heads=2, content_layers=1, query_layers=1, vocab_size=5,
                              num_classes=3, grid=(2, 2), ffn_hidden=12))

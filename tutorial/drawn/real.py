@@ -1,4 +1,4 @@
-"""What chapters 5 to 7 show of the small trained model that lies in tutorial/shapes."""
+"""Figures of chapters 5 to 7 that use the small trained model in tutorial/shapes."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -7,11 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from arpg_mini import ARPG, VQTokenizer, checkpoint
-from arpg_mini.data import SHAPES, shapes
-from arpg_mini.decoding import decode, decode_steps, step_sizes
+from arpg_mini import ARPG, VQTokenizer
+from arpg_mini.data import shapes
+from arpg_mini.data.builtin import SHAPES
+from arpg_mini.data.images import cover_unknown, grid, to_uint8
+from arpg_mini.decoding import decode, decode_steps
 from arpg_mini.editing import edit_class, inpaint
-from arpg_mini.images import cover_unknown, grid, to_uint8
+from arpg_mini.orders import step_sizes
+from arpg_mini.run import checkpoint
 from arpg_mini.training import to_device
 from tutorial.figures import canvas, label
 
@@ -26,7 +29,7 @@ def trained() -> tuple[ARPG, VQTokenizer]:
 
 
 def table(rows: list[np.ndarray], left: list[str], top: list[str]) -> Image.Image:
-    """Rows of pictures (n, 24, 24, 3) with words on their left and over their columns."""
+    """Rows of pictures (n, 24, 24, 3), with labels on the left and above the columns."""
     margin, head, step = 128, 26, SIDE + 2
     image, draw = canvas(margin + step * len(rows[0]) + 8, head + step * len(rows) + 8)
     for i, (pictures, words) in enumerate(zip(rows, left)):
@@ -43,7 +46,7 @@ def pixels(ids: torch.Tensor) -> np.ndarray:
 
 
 def arriving() -> Image.Image:
-    """Three pictures after every second of 16 steps; cells that are not decoded yet in grey."""
+    """Three pictures after every second of 16 steps. Cells that are not decoded yet are grey."""
     model, labels = trained()[0], [1, 4, 8]
     frames = []
     for ids in decode_steps(model, labels, seeds=[6, 7, 8], steps=16, guidance=2.0,
@@ -56,7 +59,7 @@ def arriving() -> Image.Image:
 
 
 def guided() -> Image.Image:
-    """The same ten seeds, one a class, at four strengths of guidance."""
+    """The same ten seeds, one per class, at four strengths of guidance."""
     rows, strengths = [], (1.0, 2.0, 4.0, 8.0)
     for s in strengths:
         rows.append(pixels(decode(trained()[0], range(10), range(10), steps=16, guidance=s,
@@ -65,7 +68,7 @@ def guided() -> Image.Image:
 
 
 def filled() -> Image.Image:
-    """Real held-out pictures, what was taken away, three ways to fill it, and a change of class."""
+    """Held-out pictures, the box that is cut out, three ways to fill it, and a change of class."""
     model, tokenizer = trained()
     real, labels = shapes(40, seed=1)
     chosen = [int(np.flatnonzero(labels == c)[0]) for c in (1, 4, 8)]

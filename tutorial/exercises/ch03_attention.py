@@ -1,4 +1,4 @@
-"""Chapter 3, where and what: replace each `raise NotImplementedError`, then grade yourself.
+"""Chapter 3, where and what. Replace each `raise` with your code, then run
 
     python -m pytest tutorial/exercises/test_ch03.py
     python -m pytest tutorial/exercises/test_ch03.py -k rotate
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def rotary_angles(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
-    """The angles, in radians, by which each position of a grid turns the pairs of a head.
+    """Return the angles, in radians, by which each position of a grid rotates the pairs of a head.
 
     grid: (h, w), rows and columns. head_dim: K, a multiple of 4.
-    Returns (N, K/2) float64, N = h·w. Row r·w + c belongs to the position in row r, column c. With
-    the K/4 frequencies f_i = base^(-2i / (K/2)), i = 0 … K/4 - 1, it is
+    Returns (N, K/2) float64, N = h·w. Row r·w + c belongs to the position in row r, column c. The
+    K/4 frequencies are f_i = base^(-2i / (K/2)), i = 0 … K/4 - 1. The row is
 
         r·f_0, r·f_1, …, c·f_0, c·f_1, …
 
-    Example: rotary_angles((2, 3), 8, base=100.0). K/2 = 4 angles, K/4 = 2 frequencies:
-    f_0 = 100^0 = 1 and f_1 = 100^(-2/4) = 0.1. The last row of the table is the position in row 1,
+    Example: rotary_angles((2, 3), 8, base=100.0). There are K/2 = 4 angles and K/4 = 2 frequencies:
+    f_0 = 100^0 = 1 and f_1 = 100^(-2/4) = 0.1. The last row of the result is the position in row 1,
     column 2: [1·1, 1·0.1, 2·1, 2·0.1] = [1, 0.1, 2, 0.2].
 
     Minutes: 15
@@ -30,46 +30,47 @@ def rotary_angles(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -
 
 
 def rotate(x: Tensor, where: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every pair of neighbouring features (a, b) to (a·cos - b·sin, b·cos + a·sin).
+    """Rotate each pair of neighbouring features (a, b) to (a·cos - b·sin, b·cos + a·sin).
 
-    x: (B, S, H, K). where: (B, S) long, for each vector the row of the tables it turns by.
-    cos, sin: (N + 1, K/2), the same dtype as x; column k turns the pair of features 2k and 2k + 1.
-    All heads of a slot turn alike. Row N is the class slot: cos = sin = 0 there.
-    Returns a new (B, S, H, K) tensor; x stays as it was.
+    x: (B, S, H, K). where: (B, S) long, for each slot the row of the tables that rotates it.
+    cos, sin: (N + 1, K/2), the dtype of x. Column k rotates the pair of features 2k and 2k + 1.
+    All heads of a slot rotate alike. Row N is the class slot: cos = sin = 0 there.
+    Returns a new (B, S, H, K) tensor and leaves x unchanged.
 
-    Example: K = 4, x = [1, 2, 3, 4], a row with cos = [0, -1] and sin = [1, 0] (a quarter turn, a
-    half turn): the pair (1, 2) becomes (1·0 - 2·1, 2·0 + 1·1) = (-2, 1), the pair (3, 4) becomes
-    (-3, -4). So [-2, 1, -3, -4].
+    Example: K = 4, x = [1, 2, 3, 4], a row with cos = [0, -1] and sin = [1, 0] (a quarter turn and
+    a half turn). The pair (1, 2) becomes (1·0 - 2·1, 2·0 + 1·1) = (-2, 1). The pair (3, 4) becomes
+    (-3, -4). The result is [-2, 1, -3, -4].
 
     Minutes: 20
     """
-    raise NotImplementedError("rotate: return x with each pair of neighbours turned by its place")
+    raise NotImplementedError("rotate: return x with each pair of neighbours rotated")
 
 
 def query_attention(mask: Tensor, content: Tensor, targets: Tensor, places: Tensor, cos: Tensor,
                     sin: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_out: Tensor,
                     heads: int) -> Tensor:
-    """Attention of M questions to S slots, in several heads: the heart of the query pass.
+    """Compute the attention of M queries to S slots, in several heads: the core of the query pass.
 
-    mask: (D,), the one vector that every question starts as.
+    mask: (D,), the one vector that every query starts as.
     content: (B, S, D), what the slots hold; slot 0 is the class.
-    targets: (B, M) long, the row of cos and sin for the place each question asks about.
-    places: (B, S) long, the row for the place where each slot is; N for the class.
+    targets: (B, M) long, the row of cos and sin for the position that each query asks about.
+    places: (B, S) long, the row for the position of each slot; N for the class.
     cos, sin: (N + 1, K/2), as in `rotate`; row N is zero.
-    w_q, w_k, w_v, w_out: (D, D), used like nn.Linear's: x @ w.T, no bias.
+    w_q, w_k, w_v, w_out: (D, D), used like the weights of nn.Linear: x @ w.T, no bias.
     heads: H. Head j has features j·K … (j + 1)·K - 1 of queries, keys and values, K = D / H.
 
-    1. Project: mask to a query (once: it is the same for all targets), content to keys and values.
-    2. Turn queries by their targets and keys by their places. Values are not turned.
+    1. Project mask to a query, once: it is the same for all targets. Project content to keys and
+       values.
+    2. Rotate queries by their targets and keys by their places. Do not rotate values.
     3. In each head: scores = query · key / sqrt(K), softmax over the S slots, weighted sum of the
-       values. Every question sees every slot, the class included; none sees another question.
-    4. Put the heads side by side and project by w_out.
+       values. Every query sees every slot, also the class. No query sees another query.
+    4. Put the heads next to each other and project them with w_out.
     Returns (B, M, D). You may call your `rotate`.
 
-    Example: H = 1, K = D = 4, all four weights the identity, mask = [2, 0, 0, 0]. Two slots: the
-    class with content [8, 0, 0, 0] and, at the target's own place, a token with content
-    [ln 3, 0, 0, 0]. The class's key is the zero vector: score 0. The token's score is
-    2·ln 3 / sqrt(4) = ln 3. The weights are 1/4 and 3/4, and the answer is
+    Example: H = 1, K = D = 4, all four weights are the identity, mask = [2, 0, 0, 0]. There are two
+    slots: the class with content [8, 0, 0, 0], and a token with content [ln 3, 0, 0, 0] at the
+    position of the target. The key of the class is the zero vector, so its score is 0. The score of
+    the token is 2·ln 3 / sqrt(4) = ln 3. The weights are 1/4 and 3/4, and the answer is
     [8/4 + 3·ln 3 / 4, 0, 0, 0] = [2.824, 0, 0, 0].
 
     Minutes: 60
@@ -78,22 +79,24 @@ def query_attention(mask: Tensor, content: Tensor, targets: Tensor, places: Tens
 
 
 def check_displacement(score: Callable) -> None:
-    """Raise AssertionError unless `score` knows displacements, all of each and nothing else.
+    """Raise AssertionError unless `score` depends on the whole displacement and on nothing else.
 
-    score(query, key, at_query, at_key) is the score, a float, of a query and a key, (8,) float64
-    each, that stand at (row, column) places of a 6 × 9 grid. It must hold that
+    score(query, key, at_query, at_key) returns a float, the score of a query and a key. Both are
+    (8,) float64. at_query and at_key are their (row, column) positions on a 6 × 9 grid. Two claims
+    must hold:
 
-    a. *nothing else*: if query and key both move by the same step, the score stays (to 1e-9);
-    b. *all of it*: two different displacements, (rows, columns) from query to key, have different
-       scores (by more than 1e-9) for random vectors, the same two vectors for both.
+    a. *nothing else*: if query and key move by the same step, the score stays the same (to 1e-9);
+    b. *the whole displacement*: two different displacements, (rows, columns) from query to key,
+       have different scores (by more than 1e-9). Use random vectors, the same two for both.
 
-    Return nothing if both hold. Keep every place within rows 0 … 5 and columns 0 … 8; outside,
+    Return nothing if both hold. Keep every position within rows 0 … 5 and columns 0 … 8; outside,
     `score` raises ValueError. A check may take some seconds.
 
-    Example: for a `score` that ignores both places, claim a holds and b does not: down 1 scores as
-    right 1. So check_displacement(lambda query, key, at_query, at_key: float(query @ key)) raises
+    Example: if `score` ignores both positions, claim a holds. Claim b does not hold: "1 down" and
+    "1 right" have the same score. So
+    check_displacement(lambda query, key, at_query, at_key: float(query @ key)) raises
     AssertionError.
 
     Minutes: 40
     """
-    raise NotImplementedError("check_displacement: assert claims a and b about score")
+    raise NotImplementedError("check_displacement: assert claims a and b about `score`")

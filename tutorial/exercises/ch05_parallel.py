@@ -12,28 +12,28 @@ from arpg_mini import ARPG, ModelConfig
 def step_sizes(n: int, steps: int) -> list[int]:
     """How many of n tokens each step decodes, by the arccos schedule.
 
-    After step s = 1..steps - 1 there shall be left n · arccos(s / steps) / (π / 2) tokens, rounded
-    down, but for two rules: every step decodes at least one token, and leaves at least one for
-    those behind it. The last step decodes all that remain.
+    After step s = 1..steps - 1, n · arccos(s / steps) / (π / 2) tokens are left, rounded down. Two
+    rules come first: every step decodes at least one token, and it leaves at least one for each
+    later step. The last step decodes all that remain.
 
     n: tokens to decode. steps: 1 to n; for any other, raise ValueError.
     Returns `steps` ints, each at least 1, that sum to n.
 
-    Example: step_sizes(16, 4) is [3, 3, 3, 7]. After step 1 arccos(1/4) is 75.52 of 90 degrees, so
+    Example: step_sizes(16, 4) is [3, 3, 3, 7]. For step 1, arccos(1/4) is 75.52 of 90 degrees, so
     16 · 0.8391 = 13.43 tokens are left, rounded down to 13: the step takes 16 - 13 = 3.
 
     Minutes: 20
     """
-    raise NotImplementedError("step_sizes: count what is left after each step; a step takes the "
-                              "difference")
+    raise NotImplementedError("step_sizes: compute how many tokens are left after each step; a "
+                              "step decodes the difference")
 
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
     """Draw ids from softmax(logits) by inverting the cumulative distribution at given numbers.
 
     logits: (..., V) float32 or float64; -inf for ids that must never be drawn.
-    noise: (...) uniform numbers in [0, 1), one a distribution, in float64.
-    Returns (...) int64, the ids i with P(id < i) <= noise < P(id <= i). Softmax and sums in
+    noise: (...) uniform numbers in [0, 1), one per distribution, in float64.
+    Returns (...) int64, the ids i with P(id < i) <= noise < P(id <= i). Compute softmax and sums in
     float64. An id of probability zero is never drawn, not even at noise 0 or at the largest number
     below 1.
 
@@ -43,32 +43,32 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
 
     Minutes: 25
     """
-    raise NotImplementedError("draw: running sums of the softmax, and the first one above the "
-                              "number")
+    raise NotImplementedError("draw: compute running sums of the softmax, and find the first one "
+                              "above the number")
 
 
 def cached_attention(pair: Tensor, length: int, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor,
                      within_step: str = "block") -> Tensor:
-    """Self-attention of a step's s new tokens, with all earlier ones in a cache.
+    """Self-attention of the s new tokens of a step. All earlier tokens are in a cache.
 
-    pair: (2, B, H, slots, K): keys, then values, allocated once. Slots 0..length-1 are filled, with
-    keys that are rotated already. What stands in the others is whatever was in that memory.
-    q, k, v: (B, s, H, K) of the new tokens, not rotated yet. rotary: (B, s, K/2) complex, their
-    places (see `arpg_mini.attention.rotate`, which you may import).
-    within_step: "block", new tokens see all earlier ones and each other; "causal", all earlier
-    ones, themselves, and of the new ones only those before them.
+    pair: (2, B, H, slots, K): keys, then values, allocated once. Slots 0..length-1 are filled, and
+    their keys are already rotated. The other slots hold arbitrary numbers.
+    q, k, v: (B, s, H, K) of the new tokens, not rotated yet. rotary: (B, s, K/2) complex, the
+    rotations of their places (see `arpg_mini.attention.rotate`, which you may import).
+    within_step: with "block", new tokens see all earlier tokens and each other. With "causal", they
+    see all earlier tokens, themselves, and only those new tokens that come before them.
 
     Writes the s new keys (rotated) and values into the slots length..length+s-1 of `pair`, in
-    place, and no others. Returns (B, s, H, K), what the new tokens' attention gives.
+    place, and changes no other slots. Returns (B, s, H, K), the attention output of the new tokens.
 
     Example: B = H = 1, K = 2, length 1, s = 1, all queries 0. Every score is 0, so slot 0 and the
-    new slot get a half each. With the value (4, 0) in slot 0 and v = (0, 2) the result is (2, 1),
-    and (0, 2) stands in slot 1 of `pair[1]`.
+    new slot have weight 1/2 each. With the value (4, 0) in slot 0 and v = (0, 2) the result is
+    (2, 1), and slot 1 of `pair[1]` holds (0, 2).
 
     Minutes: 60
     """
-    raise NotImplementedError("cached_attention: write rotated keys and values behind the filled "
-                              "slots, then attend to all that are filled now")
+    raise NotImplementedError("cached_attention: write rotated keys and values after the filled "
+                              "slots, then attend to all filled slots")
 
 
 def lively_model(grid: tuple[int, int]) -> ARPG:
@@ -83,16 +83,16 @@ def lively_model(grid: tuple[int, int]) -> ARPG:
 
 
 def check_parallel(decode) -> None:
-    """State, with asserts, that a decoder draws what its definition draws.
+    """Assert that a decoder draws the same ids as its definition.
 
-    decode: is called as `arpg_mini.decoding.decode` is, decode(model, labels, seeds, steps=[...],
-    orders=..., within_step=..., guidance=...), and returns (B, N) raster ids. The definition is
-    `arpg_mini.decoding.decode_sequential`, with the same arguments.
+    decode: takes the arguments of `arpg_mini.decoding.decode`, that is, decode(model, labels,
+    seeds, steps=[...], orders=..., within_step=..., guidance=...), and returns (B, N) raster ids.
+    The definition is `arpg_mini.decoding.decode_sequential`, with the same arguments.
 
-    Raises AssertionError if `decode` is broken, and nothing if it is right. Broken ones are wrong
-    only in some decodes: for some orders, groupings into steps, batches, guidances, or one of the
-    two `within_step`. Loop over enough of them, or let Hypothesis draw them (say
-    `settings(max_examples=20, deadline=None, database=None)`). `lively_model(grid)` is a model.
+    Raises AssertionError if `decode` is broken, and nothing if it is right. Broken decoders are
+    wrong only in some cases: for some orders, groupings into steps, batches, guidance scales, or
+    one of the two `within_step`. Loop over enough cases, or let Hypothesis draw them (for example
+    `settings(max_examples=20, deadline=None, database=None)`). `lively_model(grid)` gives a model.
 
     Example: check_parallel(arpg_mini.decoding.decode) raises nothing. check_parallel of a function
     that returns zeros raises AssertionError.

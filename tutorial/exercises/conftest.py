@@ -1,4 +1,4 @@
-"""`python -m pytest tutorial/exercises [--answers FOLDER]`: where the answers come from."""
+"""Find the answers to grade: `python -m pytest tutorial/exercises [--answers FOLDER]`."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def answers(request):
-    """answers("rotate"): what the chapter's file of answers calls by that name."""
+    """answers("rotate") is the object named `rotate` in the chapter's file of answers."""
     folder, chapter = request.config.getoption("--answers"), request.module.CHAPTER
     file = folder / f"{chapter}.py"
     if not file.is_file():
@@ -26,13 +26,14 @@ def answers(request):
     try:
         spec.loader.exec_module(module)
     except SystemExit:
-        pytest.fail(f"{file}: can't be imported: it calls sys.exit() or raises SystemExit; take "
-                    "that out", pytrace=False)
+        pytest.fail(f"{file}: can't be imported: it calls sys.exit() or raises SystemExit; remove "
+                    "that", pytrace=False)
     except Exception as error:
         pytest.fail(f"{file}: can't be imported: {type(error).__name__}: {error}", pytrace=False)
 
     def find(name: str):
         if not hasattr(module, name):
-            pytest.fail(f"{file}: has no {name}; keep the names of the exercise", pytrace=False)
+            pytest.fail(f"{file}: does not define {name}; keep the names of the exercise",
+                        pytrace=False)
         return getattr(module, name)
     return find

@@ -1,4 +1,4 @@
-"""What graders say: call, got, expected, and what that usually means."""
+"""The messages of the graders: call, got, expected, and what this usually means."""
 
 import math
 import traceback
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 
-EXITS = "the answer calls sys.exit(); take that out"
+EXITS = "the answer calls sys.exit(); remove that call"
 
 
 def show(value, start: int = 0) -> str:
-    """Short: a tensor by its shape and eight of its numbers, `start` being the first of them."""
+    """Return a short text: for a tensor, its shape and eight of its numbers, from `start` on."""
     if isinstance(value, torch.Tensor):
         few = ", ".join(f"{x:.4g}" for x in value.detach().flatten()[start:start + 8].tolist())
         before, more = "…, " * (start > 0), ", …" * (value.numel() > start + 8)
@@ -21,7 +21,7 @@ def show(value, start: int = 0) -> str:
 
 
 def attempt(call: str, work: Callable):
-    """What `work()` returns; whatever it raises ends in one failure that names the call."""
+    """Return what `work()` returns. If it raises, fail with one message that names the call."""
     try:
         return work()
     except NotImplementedError as error:
@@ -30,13 +30,13 @@ def attempt(call: str, work: Callable):
         said = f"call:     {call}\nraised:   SystemExit: {EXITS}"
     except Exception as error:
         said = f"call:     {call}\nraised:   {type(error).__name__}: {error}"
-    pytest.fail(said, pytrace=False)        # out here, so that no chain of tracebacks is shown
+    pytest.fail(said, pytrace=False)        # outside `except`: no traceback chain
 
 
 def expect(call: str, got, expected, usually: str, tolerance: float = 1e-6) -> None:
-    """Fail unless the two are equal: shapes and types too, floats within `tolerance`.
+    """Fail unless both are equal, also in shape and type. Floats may differ by `tolerance`.
 
-    usually: what such a failure mostly means.
+    usually: the most common reason for such a failure.
     """
     if isinstance(expected, torch.Tensor):
         right = (isinstance(got, torch.Tensor) and got.shape == expected.shape
@@ -51,7 +51,7 @@ def expect(call: str, got, expected, usually: str, tolerance: float = 1e-6) -> N
 
 
 def same(got, expected, tolerance: float) -> bool:
-    """Floats within a relative `tolerance`, also in lists and tuples; all else exactly."""
+    """Compare floats with a relative `tolerance`, also in lists and tuples, all else exactly."""
     if isinstance(expected, float):
         return isinstance(got, float) and math.isclose(got, expected, rel_tol=tolerance,
                                                        abs_tol=1e-12)
@@ -64,7 +64,7 @@ def same(got, expected, tolerance: float) -> bool:
 
 
 def first_difference(got, expected) -> int:
-    """Where two tensors of one shape first differ visibly, if that is beyond what `show` shows."""
+    """Return where two tensors first differ visibly, or 0 if `show` shows that place anyway."""
     if not (isinstance(got, torch.Tensor) and isinstance(expected, torch.Tensor)
             and got.shape == expected.shape):
         return 0
@@ -81,8 +81,11 @@ def fail(call: str, got, expected, usually: str) -> None:
 
 def judge(name: str, check: Callable, right: Callable,
           broken: Iterable[tuple[str, Callable]]) -> None:
-    """Grade a property that a student wrote: `check(implementation)` must accept the right one and
-    raise AssertionError at every broken one. broken: (what is wrong with it, implementation)."""
+    """Grade a property that a student wrote. `check(implementation)` must accept the right
+    implementation and raise AssertionError for every broken one.
+
+    broken: pairs (what is wrong with it, implementation).
+    """
     error = outcome(check, right)
     if isinstance(error, NotImplementedError):
         pytest.fail(f"still to write: {error}", pytrace=False)
@@ -97,7 +100,7 @@ def judge(name: str, check: Callable, right: Callable,
         if error is None:
             fail(call, "no error", "AssertionError", "the property does not look at what goes "
                  f"wrong when an implementation {what}")
-        # Of several assertions that fail, Hypothesis makes a group.
+        # If several assertions fail, Hypothesis raises them as a group.
         if not all(isinstance(e, AssertionError) for e in getattr(error, "exceptions", [error])):
             fail(call, f"{type(error).__name__}: {error}", "AssertionError",
                  "say what must hold with assert; other errors don't count")

@@ -15,28 +15,28 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 # nearest_ids
 
 def cosine_ids(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The definition, one feature and one row at a time."""
+    """Follow the definition, one feature and one row at a time."""
     best = [max(range(len(rows)), key=lambda v: (f @ rows[v] / f.norm() / rows[v].norm()).item())
             for f in features.reshape(-1, features.shape[-1])]
     return torch.tensor(best).view(features.shape[:-1])
 
 
 def what_went_wrong(got, features: torch.Tensor, rows: torch.Tensor) -> str:
-    """Which mistake would have given this."""
+    """Name the mistake that gives this result."""
     unit_rows, unit = F.normalize(rows, dim=-1), F.normalize(features, dim=-1)
     mistakes = {
-        "the rows were not normalised before the product, so a long row wins by its length":
+        "the rows were not normalised before the product, so a row wins because it is long":
             (features @ rows.T).argmax(-1),
-        "the rows were not normalised before the distance, so a row wins by having the right "
+        "the rows were not normalised before the distance, so a row wins because it has the right "
         "length": (features[..., None, :] - rows).norm(dim=-1).argmin(-1),
-        "only the features were normalised; the rows decide":
+        "only the features were normalised; the rows must be normalised":
             (unit[..., None, :] - rows).norm(dim=-1).argmin(-1),
         "that is the farthest row: the largest cosine is the smallest distance":
             (unit @ unit_rows.T).argmin(-1),
-        "the rows were normalised along the wrong axis; each *row* shall get length 1":
+        "the rows were normalised along the wrong axis; each *row* must get length 1":
             (features @ F.normalize(rows, dim=0).T).argmax(-1),
-        "the features were normalised along the wrong axis: F.normalize takes axis 1 unless told "
-        "otherwise, and the vectors lie along the last": None if features.ndim < 3 else
+        "the features were normalised along the wrong axis: F.normalize uses axis 1 by "
+        "default, and the vectors lie along the last": None if features.ndim < 3 else
             (F.normalize(features, dim=1) @ unit_rows.T).argmax(-1),
     }
     found = [mistake for mistake, result in mistakes.items() if result is not None
@@ -44,7 +44,7 @@ def what_went_wrong(got, features: torch.Tensor, rows: torch.Tensor) -> str:
     if found:
         return "; or: ".join(found)
     if not isinstance(got, torch.Tensor):
-        return "one tensor of ids is asked for; max gives the values too, argmax the numbers alone"
+        return "return one tensor of ids; max also returns the values, argmax does not"
     if got.shape != features.shape[:-1]:
         return "the ids must have the features' shape without the last axis"
     return "the id is not the number of the row with the largest cosine"
@@ -60,7 +60,7 @@ def test_nearest_ids(answers):
     expect(call, got, torch.tensor([1, 2, 0, 2]), what_went_wrong(got, features, rows))
     for name, after, before in zip(("features", "rows"), given, (features, rows)):
         expect(f"{name} after {call}", after, before,
-               f"the {name} were overwritten: `/=` writes to the tensor that was given")
+               f"the {name} were overwritten: `/=` changes the given tensor")
 
 
 def test_nearest_ids__any_shape(answers):
@@ -88,8 +88,8 @@ def test_straight_through(answers):
         expect(f"features after {call}", features.detach(), before,
                "the features were overwritten; the commitment loss still needs them")
         expect(f"the value of {call}", got, codes.detach(),
-               "the detach is on the wrong one: the decoder got the features, not what was "
-               "rounded" if isinstance(got, torch.Tensor) and torch.equal(got, features)
+               "the wrong tensor was detached: the decoder got the features, not the "
+               "codes" if isinstance(got, torch.Tensor) and torch.equal(got, features)
                else "the decoder must get the rounded vectors, the codes")
         nothing = torch.zeros(shape, dtype=torch.float64)
         to_features = to_codes = nothing
@@ -101,15 +101,15 @@ def test_straight_through(answers):
         both = to_features.any() and to_codes.any()
         if not to_features.any() and not to_codes.any():
             fail(f"{call} features", to_features, slope,
-                 "no gradient reaches the features, the encoder never learns: everything was "
-                 "detached, or what was not cancels")
+                 "no gradient reaches the features, so the encoder never learns: everything was "
+                 "detached, or the remaining gradients cancel")
         if both:
             fail(f"{call} codes", to_codes, nothing,
                  "the gradient goes to both: the difference must be detached as a whole")
         expect(f"{call} features", to_features, slope,
-               "the gradient went to the codes alone: nothing was detached, or the wrong part was"
+               "the gradient went only to the codes: nothing was detached, or the wrong part was"
                if to_codes.any() else
-               "the features' gradient must be what arrives, as if nothing had been rounded")
+               "the features must get the gradient unchanged, as if nothing had been rounded")
 
 
 # usage
@@ -124,29 +124,29 @@ def test_usage(answers):
         tensor, call = torch.tensor(ids), f"usage({ids}, {size})"
         got = attempt(call, lambda: usage(tensor, size))
         if isinstance(got, list):
-            fail(call, got, (share, perplexity), "a tuple is asked for: `return share, perplexity`")
+            fail(call, got, (share, perplexity), "return a tuple: `return share, perplexity`")
         if not (isinstance(got, tuple) and len(got) == 2
                 and all(isinstance(x, float) for x in got)):
             counted = isinstance(got, tuple) and got and isinstance(got[0], int)
             fail(call, got, (share, perplexity),
-                 "that is a count of rows; the share is what it is divided by `size`" if counted
-                 else "two Python floats are asked for; .item() makes one of a tensor")
+                 "that is a count of rows; the share is the count divided by `size`" if counted
+                 else "return two Python floats; .item() turns a tensor into one")
         if not abs(got[0] - share) < 1e-6:
             fail(f"the share in {call}", got[0], share,
                  "the two are swapped: the share comes first" if abs(got[1] - share) < 1e-6
-                 else "the rows that occur are divided by `size`, the number of rows, not of ids"
+                 else "divide the rows that occur by `size`, the number of rows, not of ids"
                  if abs(got[0] - share * size / tensor.numel()) < 1e-6
-                 else "the share is of all `size` rows, those above the largest id included")
+                 else "the share is of all `size` rows, also of those above the largest id")
         entropy = torch.tensor(perplexity).log()
         usually = {
-            "0·ln 0 counts as 0, but 0 * log(0) is nan; torch.special.entr knows": got[1] != got[1],
+            "0·ln 0 counts as 0, but 0 * log(0) is nan; use torch.special.entr": got[1] != got[1],
             "that is the entropy; the perplexity is its exponential":
                 abs(got[1] - entropy) < 1e-4,
-            "the entropy was taken in bits but the exponential to base e: use one base for both":
+            "the entropy is in bits, but the exponential has base e: use one base for both":
                 abs(got[1] - (entropy / torch.tensor(2.0).log()).exp()) < 1e-4,
-            "that is the share again: the perplexity depends on how evenly the rows are used":
+            "that counts the rows in use: the perplexity depends on how evenly they are used":
                 abs(got[1] - share * size) < 1e-4,
-            "the entropy is −Σ p ln p, without the minus it is negative":
+            "the entropy is −Σ p ln p; without the minus it is negative":
                 abs(got[1] - 1 / perplexity) < 1e-4,
             "the entropy is a sum over the rows, not a mean":
                 abs(got[1] - (entropy / size).exp()) < 1e-4,
@@ -154,7 +154,7 @@ def test_usage(answers):
         said = [text for text, found in usually.items() if found]
         if not abs(got[1] - perplexity) < 1e-4:
             fail(f"the perplexity in {call}", got[1], perplexity, said[0] if said else
-                 "p_v is the share that id v has of all ids of the tensor")
+                 "p_v is the share of id v among all ids of the tensor")
 
 
 # check_round_trip
@@ -222,4 +222,4 @@ def test_check_round_trip(answers):
         ("counts rows from 1 when it looks them up", FirstRowForever),
         ("never finds the last row", LastRowForgotten),
         ("returns ids in one flat list", Flattened),
-        ("takes a row and its opposite for the same", OppositesAreEqual)])
+        ("confuses a row with its opposite", OppositesAreEqual)])

@@ -15,7 +15,7 @@ def random_joint(sizes: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def random_orders(batch: int, n: int, seed: int) -> torch.Tensor:
-    """Permutations none of which is its own inverse."""
+    """Permutations that are not their own inverse."""
     generator, orders = torch.Generator().manual_seed(seed), []
     while len(orders) < batch:
         order = torch.randperm(n, generator=generator)
@@ -24,10 +24,10 @@ def random_orders(batch: int, n: int, seed: int) -> torch.Tensor:
     return torch.stack(orders)
 
 
-# log_conditionals and, for the diagnosis and the property, what it may be mistaken for
+# log_conditionals, and wrong versions of it for the diagnosis and for the property
 
 def marginal(joint: torch.Tensor, image: torch.Tensor, positions) -> torch.Tensor:
-    """p of the image's ids at these positions."""
+    """The probability of the image's ids at these positions."""
     known = {int(p) for p in positions}
     return joint[tuple(image[i].item() if i in known else slice(None)
                        for i in range(joint.ndim))].sum()
@@ -100,27 +100,27 @@ def test_log_conditionals(answers):
                   (2, (2, 4, 3, 2), [1, 2, 0, 1], [2, 0, 3, 1]),
                   (3, (2, 3, 2, 2, 4), [0, 2, 1, 1, 3], [3, 0, 4, 1, 2]))]
     mistakes = {
-        "it was not divided by p(what is known): that is the logarithm of p of all tokens so far":
+        "p was not divided by p(known tokens): that is the logarithm of p(all tokens so far)":
             not_normalised,
-        "the tokens were taken for independent: nothing is given": independent,
-        "given are those before it in raster order, not those before it in `order`":
+        "the tokens were treated as independent: there is no condition": independent,
+        "each token is conditioned on those before it in raster order, not in `order`":
             raster_predecessors,
-        "all other tokens are given, the later ones too": all_others,
-        "the target itself is among what is given": target_itself,
-        "`order` was read as its inverse, the time at which each position is drawn": inverse,
+        "each token is conditioned on all others, also on later ones": all_others,
+        "each token is conditioned on itself": target_itself,
+        "`order` was read as its inverse, the time at which each position is generated": inverse,
         "the order was ignored": always_raster,
-        "the entries are right but stand by raster position; entry t belongs to order[t]":
+        "the entries are right, but sorted by raster position; entry t belongs to order[t]":
             by_position,
-        "given are the later tokens of the order, not the earlier ones": backwards,
-        "the order was walked from its end": lambda joint, image, order:
+        "each token is conditioned on later tokens of the order, not on earlier ones": backwards,
+        "the order was followed from its end": lambda joint, image, order:
             right(joint, image, order.flip(0)),
-        "the id at position order[t] is image[order[t]]; image[t] is that at position t":
+        "the id at position order[t] is image[order[t]]; image[t] is the id at position t":
             image_by_time,
-        "that is the probability; its natural logarithm is asked for":
+        "that is the probability; return its natural logarithm":
             lambda *case: right(*case).exp(),
-        "the logarithm is to base 2; the natural one is asked for":
+        "the logarithm has base 2; return the natural logarithm":
             lambda *case: right(*case) / math.log(2),
-        "the quotient is upside down: p(all up to t) is divided by p(all before t)":
+        "the quotient is upside down: divide p(all up to t) by p(all before t)":
             lambda *case: -right(*case)}
     tried = []
     for joint, image, order, name in cases:
@@ -134,12 +134,12 @@ def test_log_conditionals(answers):
                    for _, got, *case in tried)]
     for call, got, *case in tried:
         if isinstance(got, list):
-            fail(call, got, right(*case), "a tensor is asked for; torch.stack makes one of a list")
+            fail(call, got, right(*case), "return a tensor; torch.stack turns a list into one")
         expect(call, got, right(*case), "; or: ".join(same)
                or "each entry is ln p(all up to t) - ln p(all before t), along the order", 1e-5)
         if got.dtype != case[0].dtype:
-            fail(call, got, right(*case), "the result must have joint's type; a tensor made of "
-                                          "Python numbers is float32")
+            fail(call, got, right(*case), "the result must have the dtype of joint; a tensor made "
+                                          "of Python numbers is float32")
 
 
 # to_raster
@@ -163,17 +163,17 @@ def test_to_raster(answers):
         if isinstance(got, torch.Tensor) and got.shape == content.shape:
             index = orders.view(*orders.shape, *[1] * (content.ndim - 2)).expand_as(content)
             if torch.equal(got, content.gather(1, index)):
-                usually = ("the permutation was applied once more, where its inverse is asked for: "
+                usually = ("the permutation was applied a second time instead of its inverse: "
                            "that is content[b, orders[b, t]]")
             elif torch.equal(got, expected):
-                usually = "the result must have content's type"
+                usually = "the result must have the dtype of content"
             elif torch.equal(got, content[:, orders[0].argsort()]):
-                usually = "the first sample's order was used for all"
+                usually = "the first sample's order was used for all samples"
             elif torch.equal(got, content[-1:, orders[-1].argsort()].expand_as(content)):
-                usually = "raster[:, orders] means all samples; name each row: raster[rows, orders]"
+                usually = "raster[:, orders] writes to all samples; use raster[rows, orders]"
             elif content.ndim > 2 and torch.equal(got[..., 0], expected[..., 0]):
                 usually = ("only the first number of each vector was moved: scatter and gather "
-                           "take as many as the index has")
+                           "move only as many numbers as the index has")
             elif torch.equal(got, content):
                 usually = "nothing was moved"
         expect(call, got, expected, usually)
@@ -199,9 +199,9 @@ def test_inputs_and_targets(answers):
         got = attempt(call, lambda: function(tokens.clone(), classes.clone(), orders.clone()))
         if not (isinstance(got, tuple) and len(got) == 2
                 and all(isinstance(x, torch.Tensor) for x in got)):
-            fail(call, got, (inputs, targets), "two tensors are asked for, in a tuple")
+            fail(call, got, (inputs, targets), "return two tensors, in a tuple")
         back = torch.stack([row[order.argsort()] for row, order in zip(tokens, orders)])
-        usually = "targets[b, t] is tokens[b, orders[b, t]]"
+        usually = "targets[b, t] must be tokens[b, orders[b, t]]"
         if torch.equal(got[1], inputs) and torch.equal(got[0], targets):
             usually = "inputs and targets are swapped"
         elif torch.equal(got[1], tokens):
@@ -209,7 +209,7 @@ def test_inputs_and_targets(answers):
         elif torch.equal(got[1], back):
             usually = "the inverse of the order was applied"
         elif torch.equal(got[1], tokens[:, orders[0]]):
-            usually = "the first sample's order was used for all"
+            usually = "the first sample's order was used for all samples"
         expect(f"the targets of {call}", got[1], targets, usually)
         raster = torch.cat([classes[:, None], tokens[:, :-1]], dim=1)
         raster_moved = torch.stack([row[order] for row, order in zip(raster, orders)])
@@ -220,29 +220,29 @@ def test_inputs_and_targets(answers):
              raster),
             ("the shift was made in raster order; along the order, another token comes before",
              raster_moved),
-            ("the first token of the order was left out, where the last should be",
+            ("the first token of the order was left out instead of the last",
              torch.cat([column, rest], dim=1)),
             ("the shift goes the wrong way: input t is a token that comes after target t",
              torch.cat([rest, column], dim=1)),
-            ("the class stands last, but is read first",
+            ("the class is last, but it must be read first",
              torch.cat([targets[:, :-1], column], dim=1)),
-            ("the last token came round to the front, where the class belongs", targets.roll(1, 1)),
-            ("the last token is among the inputs: nobody asks after it, so inputs are N long",
+            ("the last token is at the front, where the class belongs", targets.roll(1, 1)),
+            ("the last token is among the inputs, but nothing is predicted after it: use N",
              torch.cat([column, targets], dim=1)))
         said = [text for text, mistake in mistakes if torch.equal(got[0], mistake)]
         expect(f"the inputs of {call}", got[0], inputs, "; or: ".join(said)
-               or "inputs are the class, then the targets but for the last")
+               or "the inputs are the class, then the targets without the last")
 
 
 # check_any_order
 
 def test_check_any_order(answers):
     judge("check_any_order", answers("check_any_order"), right, [
-        ("takes the tokens for independent", independent),
-        ("has the target itself among what is given", target_itself),
+        ("treats the tokens as independent", independent),
+        ("conditions each token on itself", target_itself),
         ("conditions on all other tokens", all_others),
-        ("does not divide by p(what is known)", not_normalised),
-        ("conditions on those before in raster order", raster_predecessors),
+        ("does not divide by p(known tokens)", not_normalised),
+        ("conditions on earlier tokens in raster order", raster_predecessors),
         ("ignores the order", always_raster),
-        ("conditions on those that come later in the order", backwards),
+        ("conditions on later tokens of the order", backwards),
         ("reads the order as its inverse", inverse)])

@@ -1,4 +1,4 @@
-"""Grades chapter 3. Each number here is recomputed by loops, one vector at a time."""
+"""Grades chapter 3. Loops recompute every number here, one vector at a time."""
 
 import math
 
@@ -11,7 +11,7 @@ CHAPTER = "ch03_attention"
 
 
 def usual(got, mistakes: dict[str, Tensor], otherwise: str) -> str:
-    """The mistake that gives exactly what was got, if it is one of the known ones."""
+    """Return the known mistake that gives exactly this result, or `otherwise`."""
     for text, wrong in mistakes.items():
         if (isinstance(got, Tensor) and got.shape == wrong.shape
                 and torch.allclose(got.double(), wrong.double(), 1e-6, 1e-6)):
@@ -24,7 +24,7 @@ def usual(got, mistakes: dict[str, Tensor], otherwise: str) -> str:
 
 def angles(grid, head_dim, base, coordinates=lambda r, c, h, w: (r, c), exponent=2.0, every=False,
            columnwise=False) -> Tensor:
-    """(N, K/2), or what a mistake makes of it."""
+    """Compute the (N, K/2) angles, or the result of a mistake."""
     height, width = grid
     places = [(r, c) for r in range(height) for c in range(width)]
     if columnwise:
@@ -46,39 +46,40 @@ def test_rotary_angles(answers):
         got = attempt(call, lambda: rotary_angles(grid, head_dim, base=base))
         right, case = angles(grid, head_dim, base), (grid, head_dim, base)
         if isinstance(got, Tensor) and got.shape != right.shape:
-            fail(call, got, right, "h·w rows, one for each position; the class has none here"
+            fail(call, got, right, "there are h·w rows, one per position, and none for the class"
                  if got.shape[-1:] == right.shape[-1:] else
-                 "K/4 frequencies turn with the row and the same K/4 with the "
+                 "K/4 frequencies belong to the row and the same K/4 to the "
                  "column: K/2 angles for each of the h·w positions")
         mistakes = {
-            "row and column are swapped: the first half of the angles turns with the row, the "
-            "second with the column": angles(*case, lambda r, c, h, w: (c, r)),
-            "the raster index was split by the number of rows: row = index // w, column = "
+            "row and column are swapped: the first half of the angles belongs to the row, "
+            "the second to the column": angles(*case, lambda r, c, h, w: (c, r)),
+            "the raster index was divided by the number of rows: row = index // w, column = "
             "index % w": angles(*case, lambda r, c, h, w: divmod(r * w + c, h)),
-            "positions are listed column by column: row r·w + c of the result is the place in row "
-            "r, column c": angles(*case, columnwise=True),
-            "that is one dimension: the flat raster index in place of row and column":
+            "positions are listed column by column: row r·w + c of the result must be the position "
+            "in row r, column c": angles(*case, columnwise=True),
+            "that uses one number, the flat raster index, instead of row and column":
                 angles(*case, lambda r, c, h, w: (r * w + c, r * w + c)),
-            "base was not used: 10000 is only its default": angles(grid, head_dim, 10000.0),
-            "rows and columns are counted from 0": angles(*case, lambda r, c, h, w: (r + 1, c + 1)),
-            "the exponent is -2i / K: K/2 is what the frequencies of one axis share":
+            "base was not used: 10000 is only the default": angles(grid, head_dim, 10000.0),
+            "rows and columns start at 0": angles(*case, lambda r, c, h, w: (r + 1, c + 1)),
+            "the exponent was -2i / K; it must be -2i / (K/2), because an axis has K/2 features":
                 angles(*case, exponent=1.0),
-            "the exponent is -4i / (K/2): twice what it should be": angles(*case, exponent=4.0),
-            "the sign of the exponent: frequencies fall from 1": angles(*case, exponent=-2.0),
-            "row and column take turns; all angles of the row come first": angles(*case, every=True)
+            "the exponent was -4i / (K/2), twice the right one": angles(*case, exponent=4.0),
+            "the exponent has the wrong sign: frequencies must fall from 1":
+                angles(*case, exponent=-2.0),
+            "angles of row and column alternate; the row must come first": angles(*case, every=True)
         }
         expect(call, got, right, usual(got, mistakes, "compare the first row that differs with the "
                                        "formula: angle i is r·f_i, angle K/4 + i is c·f_i"))
         if got.dtype != torch.float64:
             fail(f"{call}.dtype", got.dtype, torch.float64,
-                 "angles are computed in float64: torch.arange(…, dtype=torch.float64)")
+                 "compute the angles in float64: torch.arange(…, dtype=torch.float64)")
 
 
 # --- rotate
 
 
 def tables(grid=(3, 5), head_dim=8, base=20.0) -> tuple[Tensor, Tensor]:
-    """cos and sin, (N + 1, K/2), the class slot's row zero."""
+    """cos and sin, (N + 1, K/2). The row of the class slot is zero."""
     turns = angles(grid, head_dim, base)
     zero = torch.zeros(1, head_dim // 2, dtype=torch.float64)
     return torch.cat([turns.cos(), zero]), torch.cat([turns.sin(), zero])
@@ -86,7 +87,7 @@ def tables(grid=(3, 5), head_dim=8, base=20.0) -> tuple[Tensor, Tensor]:
 
 def turned(vector: list[float], cos: list[float], sin: list[float], half=False, sign=1,
            stale=False) -> list[float]:
-    """One vector, or what a mistake makes of it."""
+    """Rotate one vector, or make a mistake with it."""
     out, pairs = list(vector), len(vector) // 2
     for k in range(pairs):
         i, j = (k, k + pairs) if half else (2 * k, 2 * k + 1)
@@ -96,7 +97,7 @@ def turned(vector: list[float], cos: list[float], sin: list[float], half=False, 
 
 
 def rotated(x: Tensor, where: Tensor, cos: Tensor, sin: Tensor, **mistake) -> Tensor:
-    """(B, S, H, K), vector by vector."""
+    """Rotate (B, S, H, K), vector by vector."""
     return torch.tensor([[[turned(vector, cos[place].tolist(), sin[place].tolist(), **mistake)
                            for vector in slot] for slot, place in zip(sample, at)]
                          for sample, at in zip(x.tolist(), where.tolist())], dtype=torch.float64)
@@ -111,42 +112,42 @@ def test_rotate(answers):
         x = torch.randn(*where.shape, heads, 8, generator=torch.Generator().manual_seed(seed),
                         dtype=torch.float64)
         call = (f"rotate(x, {where.tolist()}, cos, sin), x of shape {tuple(x.shape)}, cos and sin "
-                f"of {tuple(cos.shape)}, row 15 the class slot")
+                f"of {tuple(cos.shape)}, row 15 is for the class")
         before = x.clone()
         got = attempt(call, lambda: rotate(x, where, cos, sin))
         if not torch.equal(x, before):
             fail(call + ": x afterwards", x, before,
-                 "x was written to: build a new tensor, the caller still needs the old one")
+                 "x was overwritten: make a new tensor, because the caller still needs x")
         slots = torch.arange(where.shape[1]).expand_as(where)
         is_class = (where == 15)[..., None, None]
         right = rotated(x, where, cos, sin)
         mistakes = {
             "the pairs are neighbours (0, 1), (2, 3), …, not the halves (k, k + K/2)":
                 rotated(x, where, cos, sin, half=True),
-            "the sign of sin: that turns backwards": rotated(x, where, cos, sin, sign=-1),
+            "sin has the wrong sign: this rotates backwards": rotated(x, where, cos, sin, sign=-1),
             "b is computed from the new a: both need the old values":
                 rotated(x, where, cos, sin, stale=True),
-            "the pairs were put back as halves: a and b of a pair are neighbours":
+            "the pairs were put back as halves: a and b of a pair must be neighbours":
                 right.unflatten(-1, (4, 2)).transpose(-1, -2).flatten(-2),
-            "cos and sin changed places": rotated(x, where, sin, cos),
-            "turned by the number of the slot (0, 1, 2, …): where[b, s] says which row of the "
-            "tables it is": rotated(x, slots, cos, sin),
-            "the class slot came out as it went in: cos = sin = 0 makes it the zero vector":
+            "cos and sin are swapped": rotated(x, where, sin, cos),
+            "rotated by the number of the slot (0, 1, 2, …): where[b, s] says which row of the "
+            "tables to use": rotated(x, slots, cos, sin),
+            "the class slot was left unchanged: cos = sin = 0 makes it the zero vector":
                 torch.where(is_class, x, right),
-            "nothing was turned": x,
+            "nothing was rotated": x,
         }
         expect(call, got, right, usual(
-            got, mistakes, "one pair of features at a time: (a, b) -> (a·cos - b·sin, "
-            "b·cos + a·sin), with cos[where], sin[where] the same for all heads of a slot"))
+            got, mistakes, "rotate one pair of features at a time: (a, b) -> (a·cos - b·sin, "
+            "b·cos + a·sin). All heads of a slot use the same cos[where] and sin[where]"))
         if got.dtype != x.dtype:
-            fail(f"{call}.dtype", got.dtype, x.dtype, "the result has the dtype of x")
+            fail(f"{call}.dtype", got.dtype, x.dtype, "the result must have the dtype of x")
 
 
 # --- query_attention
 
 
 def case(seed: int, batch: int, slots: int, questions: int, heads: int, head_dim: int) -> dict:
-    """The arguments of query_attention: weights large enough for uneven attention."""
+    """Make arguments of query_attention, with weights large enough for uneven attention."""
     g, dim = torch.Generator().manual_seed(seed), heads * head_dim
 
     def random(*shape):
@@ -166,7 +167,7 @@ def answered(mask, content, targets, places, cos, sin, w_q, w_k, w_v, w_out, hea
              by_rank=False, see_class=True, causal=False, over_queries=False, cut="heads first",
              transpose=True, put_back=True, put_out=True, by_slot=False,
              class_free=False) -> Tensor:
-    """(B, M, D) by loops over samples, heads and questions, or what a mistake makes of it."""
+    """Compute (B, M, D) by loops over samples, heads and queries, or the result of a mistake."""
     (batch, slots, dim), many = content.shape, targets.shape[1]
     width = dim // heads
     scale = width if scale is None else scale
@@ -214,31 +215,31 @@ def explain(got, arguments: dict, query_attention) -> str:
     mistakes = {
         f"scaled by sqrt(D) = sqrt({dim}): a head's dot product has only K = D / H terms":
             dict(scale=dim),
-        f"scaled by sqrt(S) = sqrt({slots}): the scale belongs to the width of a head, not to the "
+        f"scaled by sqrt(S) = sqrt({slots}): the scale depends on the width of a head, not on the "
         "number of slots": dict(scale=slots),
         "scores were not divided by sqrt(K)": dict(scale=1),
-        "scores were divided by K: it is sqrt(K)": dict(scale=(dim // arguments["heads"])**2),
-        "w_out was forgotten: it projects the heads, put side by side": dict(put_out=False),
-        "keys were turned by the number of their slot, not by places": dict(by_slot=True),
-        "the class's key was not turned: its row of the tables is zero, and so is its key":
+        "scores were divided by K: use sqrt(K)": dict(scale=(dim // arguments["heads"])**2),
+        "w_out was forgotten: it projects the joined heads": dict(put_out=False),
+        "keys were rotated by the number of their slot, not by places": dict(by_slot=True),
+        "the class key was not rotated: its row of the tables is zero, so the key becomes zero":
             dict(class_free=True),
-        "softmax over the questions: the weights of one question, over its slots, sum to 1":
+        "softmax was taken over the queries: the weights of one query must sum to 1":
             dict(over_queries=True),
-        "values were turned too: they say what is there, whatever the place":
+        "values were rotated too: they say what is there, at any position":
             dict(turn_values=True),
-        "keys were not turned: then the score depends on where the question is, not on how far "
-        "the two are apart": dict(turn_keys=False),
-        "queries were not turned: all questions are the same": dict(turn_queries=False),
-        "queries were turned by their number in the step (0, 1, 2, …), not by targets":
+        "keys were not rotated: then the score depends on the position of the query, not on the "
+        "displacement": dict(turn_keys=False),
+        "queries were not rotated: all queries are the same": dict(turn_queries=False),
+        "queries were rotated by their number in the step (0, 1, 2, …), not by targets":
             dict(by_rank=True),
-        "the class slot was left out: score 0 is not weight 0, it is exp(0) / sum":
+        "the class slot was left out: a score of 0 is not a weight of 0, but exp(0) / sum":
             dict(see_class=False),
-        "a causal mask: that is for training, where slot t + 1 holds target t; here every question "
-        "sees every slot": dict(causal=True),
-        "the features were cut into K groups of H: head j has the K neighbours j·K … (j + 1)·K - 1":
+        "a causal mask was used: it is for training, where slot t + 1 holds target t; here every "
+        "query sees every slot": dict(causal=True),
+        "the features were cut into K groups of H: head j has features j·K … (j + 1)·K - 1":
             dict(cut="heads last"),
-        "x @ w where nn.Linear does x @ w.T": dict(transpose=False),
-        "heads and questions must change places again before (B, M, H, K) becomes (B, M, D)":
+        "x @ w was computed, but nn.Linear computes x @ w.T": dict(transpose=False),
+        "(B, H, M, K) must be transposed to (B, M, H, K) before it becomes (B, M, D)":
             dict(put_back=False),
     }
     for text, mistake in mistakes.items():
@@ -248,11 +249,11 @@ def explain(got, arguments: dict, query_attention) -> str:
     alone = attempt("query_attention with the first target alone", lambda: query_attention(
         **arguments | {"targets": arguments["targets"][:, :1]}))
     if not torch.allclose(alone.double(), got[:, :1].double(), 1e-6, 1e-6):
-        return ("questions see each other, or (B, M, D) became (B, H, M, K) at one stroke: cut "
-                "it into (B, M, H, K), then transpose. What one gets must not change with what "
-                "else is asked")
-    return ("one step at a time: shapes (B, M, H, K) for queries, (B, S, H, K) for keys and values "
-            "before heads and slots change places")
+        return ("queries see each other, or (B, M, D) was reshaped to (B, H, M, K) in one step: "
+                "split it into (B, M, H, K), then transpose. The answer to one query must not "
+                "depend on the other queries")
+    return ("check one step at a time: queries have shape (B, M, H, K), keys and values have shape "
+            "(B, S, H, K), until heads and slots are transposed")
 
 
 SIZES = ((21, 2, 7, 4, 2, 12), (22, 3, 5, 6, 3, 4), (23, 1, 9, 2, 5, 8))
@@ -274,7 +275,7 @@ def test_query_attention(answers):
 
 
 def test_query_attention__first_step(answers):
-    """Only the class is there: it has all the weight, whatever is asked."""
+    """If the class is the only slot, it has all the weight, for every target."""
     query_attention = answers("query_attention")
     arguments = case(24, 2, 1, 5, 3, 8)
     call = "query_attention(…) with S = 1: the class alone"
@@ -288,7 +289,7 @@ def test_query_attention__first_step(answers):
 
 def place_turn(vector: Tensor, first: float, second: float, base: float = 100.0,
                dtype=torch.float64) -> Tensor:
-    """(8,) turned: two pairs by `first`, two by `second`."""
+    """Rotate a vector (8,): two pairs by `first`, two by `second`."""
     frequencies = base ** (-torch.tensor([0.0, 0.5], dtype=torch.float64))
     a = torch.cat([first * frequencies, second * frequencies]).to(dtype).double()
     pairs = torch.view_as_complex(vector.view(4, 2))
@@ -296,11 +297,11 @@ def place_turn(vector: Tensor, first: float, second: float, base: float = 100.0,
 
 
 def score_of(turn_query, turn_key):
-    """A score from what becomes of a vector at (row, column)."""
+    """Make a score from functions that put a position (row, column) into a vector."""
     def score(query: Tensor, key: Tensor, at_query: tuple[int, int], at_key: tuple[int, int]):
         for row, column in (at_query, at_key):
             if not (0 <= row < 6 and 0 <= column < 9):
-                raise ValueError(f"place ({row}, {column}) is not on the 6 × 9 grid")
+                raise ValueError(f"position ({row}, {column}) is not on the 6 × 9 grid")
         return float(turn_query(query, *at_query) @ turn_key(key, *at_key))
     return score
 
@@ -326,17 +327,17 @@ def by_distance(query: Tensor, key: Tensor, at_query, at_key) -> float:
 def test_check_displacement(answers):
     check = answers("check_displacement")
     judge("check_displacement", check, both(place_turn), [
-        ("adds a learned vector for the place to query and key, and turns neither", both(added)),
-        ("turns both, but adds a learned vector for the column before", both(column_added)),
-        ("turns the key alone", score_of(lambda x, *_: x, place_turn)),
+        ("adds a learned vector for the position to query and key, rotates neither", both(added)),
+        ("first adds a learned vector for the column, then rotates both", both(column_added)),
+        ("rotates only the key", score_of(lambda x, *_: x, place_turn)),
         ("keeps angles in bfloat16",
          both(lambda x, r, c: place_turn(x, r, c, dtype=torch.bfloat16))),
-        ("ignores places: it turns values alone", both(lambda x, *_: x)),
-        ("turns all pairs by row + column", both(lambda x, r, c: place_turn(x, r + c, r + c))),
+        ("ignores positions and rotates only values", both(lambda x, *_: x)),
+        ("rotates all pairs by row + column", both(lambda x, r, c: place_turn(x, r + c, r + c))),
         ("knows distances but not directions", by_distance),
-        ("turns by the raster index 9·row + column",
+        ("rotates by the raster index 9·row + column",
          both(lambda x, r, c: place_turn(x, 9 * r + c, 9 * r + c))),
     ])
-    # Column first, other frequencies, scaled: right as well.
+    # With the column first, other frequencies and a scale, it is right as well.
     judge("check_displacement", check,
           both(lambda x, r, c: place_turn(x, c, r, 10000.0) / 8 ** 0.25), [])

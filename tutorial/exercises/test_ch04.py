@@ -11,7 +11,7 @@ CHAPTER = "ch04_training"
 
 
 def why(got, mistakes: dict, otherwise: str) -> str:
-    """What a wrong value usually means: the first mistake that would make exactly this one."""
+    """What a wrong value usually means: the first of the mistakes that gives exactly this value."""
     for sentence, value in mistakes.items():
         if (isinstance(got, torch.Tensor) and got.shape == value.shape
                 and torch.allclose(got.detach().double(), value.double(), 1e-6, 1e-6)):
@@ -33,10 +33,10 @@ def parts(answers) -> list:
     got = attempt(BATCH_CALL, lambda: answers("training_batch")(*arguments, 10, 3))
     if not isinstance(got, tuple) or len(got) != 4:
         fail(BATCH_CALL, got, "a tuple of four tensors",
-             "return a, b, c, d: all four, a tuple, in the task's order")
+             "return all four as a tuple, in the order of the task: return a, b, c, d")
     for name, now, was in zip(("tokens", "labels", "orders", "drop"), arguments,
                               (TOKENS, LABELS, ORDERS, DROP)):
-        expect(f"{name} after {BATCH_CALL}", now, was, "the caller's tensors were written to")
+        expect(f"{name} after {BATCH_CALL}", now, was, "the function changed the caller's tensors")
     return list(got)
 
 
@@ -47,18 +47,18 @@ def permuted(orders: torch.Tensor) -> torch.Tensor:
 def test_training_batch__targets(answers):
     _, _, targets, places = parts(answers)
     expect(f"targets of {BATCH_CALL}", targets, permuted(ORDERS), why(targets, {
-        "the targets stand in raster order: query t asks for tokens[orders[t]]": TOKENS,
+        "the targets are in raster order: query t asks for tokens[orders[t]]": TOKENS,
         "one order serves the whole batch: each sample has its own": TOKENS[:, ORDERS[0]],
-        "the permutation was inverted: argsort(orders) or scatter in place of gather":
+        "the permutation was inverted: argsort(orders) or scatter instead of gather":
             permuted(ORDERS.argsort(1)),
-        "the shift is on the wrong side: the content lags one slot, the targets do not move":
+        "the wrong side is shifted: shift the content by one slot, and not the targets":
             permuted(ORDERS.roll(-1, 1)),
     }, "targets[b, t] is tokens[b, orders[b, t]], for all N queries"))
     expect(f"target_places of {BATCH_CALL}", places, ORDERS, why(places, {
-        "queries stand in raster order: query t asks at orders[t]": torch.arange(6).expand(3, 6),
+        "queries are in raster order: query t asks about orders[t]": torch.arange(6).expand(3, 6),
         "one order serves the whole batch: each sample has its own": ORDERS[:1].expand(3, 6),
         "the permutation was inverted": ORDERS.argsort(1),
-    }, "query t asks at orders[:, t]"))
+    }, "query t asks about position orders[:, t]"))
 
 
 def test_training_batch__content(answers):
@@ -70,33 +70,34 @@ def test_training_batch__content(answers):
     def slots(classes, tokens=targets[:, :-1]):
         return torch.cat([classes[:, None], tokens], dim=1)
     expect(call, ids, slots(dropped), why(ids, {
-        "the content is not shifted: slot t holds the very token that query t shall predict":
+        "the content is not shifted: slot t holds the token that query t must predict":
             slots(dropped, targets[:, 1:]),
-        "the class slot was forgotten: the content is class, then N - 1 tokens": targets,
-        "the class slot was forgotten: the content is class, then N - 1 tokens (too short)":
+        "the class slot is missing: the content is the class, then N - 1 tokens": targets,
+        "the class slot is missing: the content is the class, then N - 1 tokens (too short)":
             targets[:, :-1],
-        "the last token is in the content too: N slots, class included": slots(dropped, targets),
-        "the content is in raster order: slot t holds tokens[orders[t - 1]]":
+        "the last token is in the content too: it has N slots with the class":
+            slots(dropped, targets),
+        "the content is in raster order: slot t must hold tokens[orders[t - 1]]":
             slots(dropped, TOKENS[:, :-1]),
-        "drop was not looked at": slots(kept),
-        "drop of one sample became the whole batch's: torch.where, sample by sample":
+        "drop was ignored": slots(kept),
+        "one sample's drop was applied to the whole batch: use torch.where for each sample":
             slots(torch.full((3,), 14)),
-        "drop is read upside down": slots(torch.where(DROP, 11 + LABELS, 14)),
-        "the class is not a row of the embedding table: class y is row V + 1 + y":
+        "drop is inverted: True drops the class": slots(torch.where(DROP, 11 + LABELS, 14)),
+        "the class number was used as a row: class y is row V + 1 + y":
             slots(dropped - 11),
-        "V is the row of [MASK]: class y is row V + 1 + y": slots(dropped - 1),
-        "[MASK] is not \"no class\": that is row V + 1 + C":
+        "row V belongs to [MASK]: class y is row V + 1 + y": slots(dropped - 1),
+        "[MASK] is not \"no class\": no class is row V + 1 + C":
             slots(torch.where(DROP, 10, 11 + LABELS)),
-        "V + C is the last class's row: no class is row V + 1 + C":
+        "row V + C belongs to the last class: no class is row V + 1 + C":
             slots(torch.where(DROP, 13, 11 + LABELS)),
-    }, "the class's row, then tokens[b, orders[b, 0]] to tokens[b, orders[b, N - 2]]"))
+    }, "the row of the class, then tokens[b, orders[b, 0]] to tokens[b, orders[b, N - 2]]"))
     right = torch.cat([torch.full((3, 1), 6), ORDERS[:, :-1]], dim=1)
     expect(f"content_places of {BATCH_CALL}", places, right, why(places, {
-        "places and ids disagree: slot t holds the token of orders[t - 1], so it stands there":
-            ORDERS,
-        "the class slot stands nowhere: its place is N, not 0":
+        "places and ids disagree: slot t holds the token of position orders[t - 1], so that is "
+        "its place": ORDERS,
+        "the class slot has no position: its place is N, not 0":
             torch.cat([torch.zeros(3, 1, dtype=torch.long), ORDERS[:, :-1]], dim=1),
-        "places are slot numbers: a token keeps its raster position":
+        "the places are slot numbers: a token keeps its raster position":
             torch.cat([torch.full((3, 1), 6), torch.arange(5).expand(3, 5)], dim=1),
     }, "N for the class slot, then orders[:, 0] to orders[:, N - 2]"))
 
@@ -104,7 +105,7 @@ def test_training_batch__content(answers):
 # chunked_loss
 
 class Largest(TorchDispatchMode):
-    """Remembers the most rows of V numbers that any operation gave back."""
+    """Records the largest number of rows, of V numbers each, that any operation returned."""
 
     def __init__(self, v: int):
         super().__init__()
@@ -136,17 +137,17 @@ def test_chunked_loss__value(answers):
                  "the graph was cut: .item() or float() makes a number that has no gradient")
         if isinstance(got, torch.Tensor) and got.dtype == torch.float32:
             fail(f"{call}.dtype", got.dtype, hidden.dtype,
-                 "the sum was begun in float32: begin with 0 or hidden.new_zeros(())")
+                 "the sum starts in float32: start with 0 or hidden.new_zeros(())")
         with torch.no_grad():
             losses = F.cross_entropy(hidden @ weight.T, targets, reduction="none")   # (R,)
         chunks, full = losses.split(rows), max(1, len(losses) // rows) * rows
         expect(call, got, losses.mean(), why(got, {
-            "chunks are not equal in size: a mean of the chunks' means weighs the last one's rows "
-            "more": torch.stack([c.mean() for c in chunks]).mean(),
+            "the chunks have different sizes: the mean of their means gives the rows of the last "
+            "chunk more weight": torch.stack([c.mean() for c in chunks]).mean(),
             "the means of the chunks were added up: the mean is a sum over all rows, divided once":
                 torch.stack([c.mean() for c in chunks]).sum(),
             "this is the sum: divide by the number of rows": losses.sum(),
-            "the sum of the chunks was divided by their number, not by the number of rows":
+            "the sum was divided by the number of chunks, not by the number of rows":
                 losses.sum() / len(chunks),
             "the last chunk, which is smaller, was dropped": losses[:full].mean(),
             "the last chunk was dropped, but its rows were counted":
@@ -164,7 +165,7 @@ def test_chunked_loss__gradient(answers):
     for name, grad, right in zip(("hidden", "weight"),
                                  torch.autograd.grad(got, (hidden, weight)), expected):
         expect(f"gradient of {call} for {name}", grad, right,
-               "some chunk does not reach the loss by way of the graph", 1e-9)
+               "the graph does not connect some chunk to the loss", 1e-9)
 
 
 def test_chunked_loss__rows(answers):
@@ -175,18 +176,20 @@ def test_chunked_loss__rows(answers):
         # weight.T has V columns too, of 3 numbers each: fewer than `rows` rows.
         if largest.rows > rows:
             fail(f"rows of logits at once in {call}", largest.rows, f"at most {rows}",
-                 "all logits were made and only then cut, or a tensor as large, like one-hot "
-                 "targets: cut hidden, and multiply piece by piece" if largest.rows >= 23 else
-                 "a piece is too large: .split(rows) cuts pieces of that many rows, .chunk(rows) "
-                 "cuts that many pieces; and (rows, V, D) has D times too many numbers")
+                 "all logits were computed before they were split, or another tensor is as large, "
+                 "like one-hot targets: split hidden, and multiply each chunk"
+                 if largest.rows >= 23 else
+                 "a chunk is too large: .split(rows) makes chunks of that many rows, .chunk(rows) "
+                 "makes that many chunks; and (rows, V, D) has D times too many numbers")
 
 
 # check_no_peeking
 
 class Toy:
-    """One content layer, two query layers, soft attention; its masks can be got wrong.
+    """One content layer and two query layers, with soft attention. Its masks can be replaced.
 
-    The place of a token is a vector added to it. Masks are (row, column): 1 where row sees column.
+    A token's place is a vector added to the token. Masks are (row, column): 1 where the row sees
+    the column.
     """
 
     def __init__(self):
@@ -203,7 +206,7 @@ class Toy:
 
     def __call__(self, tokens, labels, orders, content_sees=None, query_sees=None, late_sees=None,
                  content=None):
-        """content: (B, N - 1) ids behind the class slot, if not those of the orders."""
+        """content: (B, N - 1) ids after the class slot, if not the tokens in their order."""
         causal = torch.ones(6, 6).tril()
         content = tokens.gather(1, orders)[:, :-1] if content is None else content
         ids = torch.cat([8 + labels[:, None], content], dim=1)                    # (B, N)
@@ -261,11 +264,11 @@ BROKEN = [
     ("lets query t see slots 0 to t + 1 (mask off by one)",
      lambda *batch: toy(*batch, query_sees=BEYOND, late_sees=BEYOND)),
     ("encodes content without a causal mask", lambda *batch: toy(*batch, content_sees=ALL)),
-    ("holds in slot t the token that query t predicts (content not shifted)", unshifted),
+    ("puts the token that query t predicts into slot t (content not shifted)", unshifted),
     ("fills the slots in raster order", raster),
     ("peeks in its last query layer only", lambda *batch: toy(*batch, late_sees=BEYOND)),
-    ("peeks when order[0] is 3 only", under_some_orders),
-    ("shows its target to the last query only", at_the_last_query),
+    ("peeks only when order[0] is 3", under_some_orders),
+    ("shows only the last query its target", at_the_last_query),
     ("shows query t the token after its target", at_the_token_after),
     ("peeks by 1e-6", a_little),
     ("peeks only where the target's id is 4", at_one_id),
@@ -273,7 +276,7 @@ BROKEN = [
 
 
 def real():
-    """The package's own model, with weights large enough for all it sees to matter."""
+    """The package's own model, with weights so large that all tokens it sees matter."""
     torch.manual_seed(22)
     model = ARPG(ModelConfig(dim=8, content_layers=2, query_layers=2, heads=2, vocab_size=7,
                              num_classes=3, grid=(2, 3), ffn_hidden=12, dropout=0.0)).double()
@@ -284,12 +287,12 @@ def real():
 
 
 def forgetful(tokens, labels, orders):
-    """Sees nothing but the class and where it asks."""
+    """Sees only the class and the position it asks about."""
     return toy(torch.zeros_like(tokens), labels, orders)
 
 
 def test_check_no_peeking__right(answers):
-    """Three right models: the package's, one whose content tokens do nothing, the toy."""
+    """Three right models: the package's, one that ignores its content tokens, and the toy."""
     model = real()
     for right in (lambda *batch: model(*batch), forgetful, toy):
         judge("check_no_peeking", answers("check_no_peeking"), right, [])
@@ -315,17 +318,18 @@ def test_average_step(answers):
         d = min(decay, warm)
         for i, (a, b, w) in enumerate(zip(average, before, kept)):
             expect(f"weights[{i}] after {call}", weights[i].detach(), w,
-                   "the model's weights were written to: only the average moves")
+                   "the model's weights were changed: change only the average")
             expect(f"average[{i}] after {call}", a, d * b + (1 - d) * w, why(a, {
-                "the average did not change: `a = …` names a new tensor, and so does "
-                "`average[i] = …`; write into the old one (a.mul_, a.lerp_, a.copy_)": b,
-                "roles are swapped: d is the share of the old average that stays":
+                "the average did not change: `a = …` only gives a name to a new tensor, and "
+                "`average[i] = …` only puts a new tensor into the list; write into the old tensor "
+                "(a.mul_, a.lerp_, a.copy_)": b,
+                "the roles are swapped: d is the share of the old average":
                     (1 - d) * b + d * w,
-                "the average starts with the final decay: d grows from 0.1, min of the two":
+                "the average starts with the final decay: d = min(decay, …) is 0.1 at first":
                     decay * b + (1 - decay) * w,
-                "d goes on growing towards 1: decay is the most it may be":
+                "d keeps growing towards 1: it may not exceed decay":
                     warm * b + (1 - warm) * w,
-                f"weights replaced the average: it keeps the share d = {d:.3g}": w,
+                f"the weights replaced the average: it keeps the share d = {d:.3g}": w,
             }, "d * average + (1 - d) * weights, d = min(decay, (1 + step) / (10 + step))"), 1e-9)
             if not weights[i].requires_grad:
                 fail(f"weights[{i}].requires_grad after {call}", False, True,

@@ -5,14 +5,15 @@ import math
 import torch
 
 from arpg_mini.attention import Cache, rotary_table, rotate
-from arpg_mini.decoding import Settings, make_plan, sample
+from arpg_mini.decoding import make_plan
+from arpg_mini.sampling import Settings, sample
 from tutorial.exercises.grading import attempt, expect, fail, judge
 
 CHAPTER = "ch05_parallel"
 
 
 def arccos_sizes(n: int, steps: int, curve=lambda x: math.acos(x) / (math.pi / 2)) -> list[int]:
-    """What is left after each step is the curve's share of n; sizes are its differences."""
+    """The curve gives the share of n that is left after each step; sizes are differences."""
     left = [n]
     for s in range(1, steps):
         left.append(max(1, min(left[-1] - 1, int(n * curve(s / steps)))))
@@ -28,24 +29,24 @@ def test_step_sizes(answers):
         if not (isinstance(got, list) and all(type(x) is int for x in got)):
             fail(call, got, right, "the sizes must be a list of Python ints")
         if len(got) != steps:
-            usually = f"there must be one size a step, {steps} of them"
+            usually = f"there must be one size per step, so {steps} sizes"
         elif got == right[::-1]:
-            usually = ("the order is reversed: the first steps must be small, when little is known "
-                       "that could make tokens agree")
+            usually = ("the order is reversed: the first steps must be small, because little is "
+                       "known then that could make tokens agree")
         elif got == cosine:
             usually = "this is the cosine schedule; arccos(s / steps) / (π / 2) is another curve"
         elif got == [n - sum(right[:i + 1]) for i in range(steps)] and n > 1:
-            usually = "this is what is left after each step; a step takes the difference of two"
+            usually = "these are the tokens left after each step; the sizes are their differences"
         elif sum(got) != n:
             usually = (f"the sizes sum to {sum(got)}, not {n}: rounding each size by itself loses "
-                       "or adds tokens, and so does raising a size to 1 afterwards; round and "
-                       "limit what is left, and let the last step take the rest")
+                       "or adds tokens, and raising a size to 1 afterwards does it too; round and "
+                       "limit the number left, and let the last step take the rest")
         elif min(got) < 1:
-            usually = ("a step without a token: each must take at least one and leave at least one "
-                       "for those behind it")
+            usually = ("a step has no token: each step must take at least one and leave at least "
+                       "one for each later step")
         else:
-            usually = ("what is left after step s = 1, 2, … is n · arccos(s / steps) / (π / 2), "
-                       "rounded down")
+            usually = ("after step s = 1, 2, … the number of tokens left is n · arccos(s / steps) "
+                       "/ (π / 2), rounded down")
         expect(call, got, right, usually)
 
 
@@ -59,7 +60,7 @@ def test_step_sizes__refuses(answers):
                 return ValueError
         call = f"step_sizes({n}, {steps})"
         expect(call, attempt(call, refused), ValueError,
-               "more steps than tokens, or none, can't be: raise ValueError")
+               "more steps than tokens, or no steps, are impossible: raise ValueError")
 
 
 def slow_draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -78,7 +79,7 @@ def slow_draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 def wrong_shape(got, shape) -> str:
     if isinstance(got, torch.Tensor) and got.shape == shape:
         return ""
-    return "there must be one id for each number: a tensor of noise's shape"
+    return "there must be one id for each number: a tensor with the shape of noise"
 
 
 def test_draw(answers):
@@ -88,8 +89,8 @@ def test_draw(answers):
         call = f"draw(log of [0.2, 0, 0.5, 0.3], {u})"
         got = attempt(call, lambda: draw(logits, torch.tensor(u, dtype=torch.float64)))
         expect(call, got, torch.tensor(i), wrong_shape(got, ()) or
-               "the id is where the running sum of probabilities (the softmax) passes the number: "
-               "it depends on the number, and on nothing else that is random")
+               "the id is the first whose running sum of probabilities (softmax) is above the "
+               "number: it depends on the number, and on nothing else that is random")
     for seed, shape in ((3, (5,)), (4, (3, 4)), (5, (2, 1, 6))):
         g = torch.Generator().manual_seed(seed)
         rows = 2 * torch.randn(*shape, 7, generator=g, dtype=torch.float64)
@@ -97,7 +98,7 @@ def test_draw(answers):
         call = f"draw(logits of shape {tuple(rows.shape)}, noise of shape {shape})"
         got, right = attempt(call, lambda: draw(rows, noise)), slow_draw(rows, noise)
         most = rows.argmax(-1)
-        usually = ("this is the likeliest id whatever the number: argmax does not sample"
+        usually = ("this is the likeliest id, whatever the number: argmax does not sample"
                    if isinstance(got, torch.Tensor) and torch.equal(got, most)
                    else "softmax and cumsum run over the last axis, the vocabulary, and every "
                         "distribution is compared with its own number")
@@ -114,29 +115,29 @@ def test_draw__edges(answers):
         call = f"draw({row.tolist()}, {noise.item()})"
         got = attempt(call, lambda: draw(row, noise))
         expect(call, got, torch.tensor(i), wrong_shape(got, ()) or
-               "an id of probability zero was drawn, or the wrong side of a boundary: the id is "
-               "the first whose running sum is above the number, not equal to it "
+               "an id of probability zero was drawn, or an id on the wrong side of a boundary: the "
+               "id is the first whose running sum is above the number, not equal to it "
                "(right=True in searchsorted)")
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         row = torch.cat([torch.randn(3001, generator=g), torch.tensor([-inf, -inf])])
         call = f"draw(3001 float32 logits and two -inf, {top.item()})"
         expect(call, attempt(call, lambda: draw(row, top)), torch.tensor(3000),
-               "the running sum ends a little below 1 by rounding (a lot in float32): a number "
-               "above its end must draw the last id that has a probability")
-    # Just below and just above every boundary but the last.
+               "rounding ends the running sum a little below 1 (in float32, a lot): a number above "
+               "the end must draw the last id whose probability is not zero")
+    # Numbers just below and just above every boundary except the last.
     ends = torch.arange(1, 3000, dtype=torch.float64) / 3000
     noise = torch.cat([ends - 1e-10, ends + 1e-10])
     right = torch.cat([torch.arange(2999), torch.arange(1, 3000)])
     call = "draw(3000 equal float32 logits for each of 5998 numbers, 1e-10 from the boundaries)"
     got = attempt(call, lambda: draw(torch.zeros(3000).expand(len(noise), -1), noise))
     expect(call, got, right, wrong_shape(got, noise.shape) or
-           f"{(got != right).sum()} of the ids are wrong: float32 moves the boundaries by some "
+           f"{(got != right).sum()} of the ids are wrong: float32 moves the boundaries by about "
            "1e-8; softmax and sums must be in float64", tolerance=0)
 
 
 def attention_case(seed: int, batch: int, heads: int, width: int, length: int, s: int, slots: int):
-    """Memory with `length` slots filled and garbage behind; a step's q, k, v, rotary."""
+    """Memory with `length` filled slots, garbage after them; q, k, v and rotary of a step."""
     g = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -149,7 +150,7 @@ def attention_case(seed: int, batch: int, heads: int, width: int, length: int, s
 
 
 def recomputed(pair, length, q, k, v, rotary, within_step):
-    """By loops over rows, heads and slots: the memory as it must be, and the result."""
+    """By loops over rows, heads and slots: the right contents of the memory, and the result."""
     pair, out = pair.clone(), torch.empty_like(q)
     q, k = rotate(q, rotary), rotate(k, rotary)
     batch, s, heads, width = q.shape
@@ -164,7 +165,7 @@ def recomputed(pair, length, q, k, v, rotary, within_step):
     return pair, out
 
 
-# Within a step, seed, B, H, K, length, s, slots. A step of one token says least of what is wrong.
+# within_step, seed, B, H, K, length, s, slots. A step of one token comes last: it explains least.
 CASES = [("block", 4, 2, 3, 4, 3, 2, 9), ("block", 5, 3, 2, 8, 0, 4, 7),
          ("causal", 6, 2, 3, 4, 4, 5, 10), ("causal", 7, 4, 1, 12, 2, 3, 11),
          ("causal", 8, 2, 3, 8, 0, 2, 6), ("block", 3, 2, 3, 8, 1, 1, 5)]
@@ -188,43 +189,43 @@ def test_cached_attention(answers):
         other = cached_attention(again, length, q, k, v, rotary, within)
         if not torch.allclose(got, other):
             fail(f"{call}, twice, with other numbers in slots {end}..{slots - 1}", other, got,
-                 "it attends to slots that nobody has written; slice up to length + s")
+                 "it attends to slots that were never written; slice up to length + s")
         expect(call, got, right, why(got, within, q, rotary, right_pair, length, end))
 
 
 def look_at_memory(call, pair, before, right, length, end, k, rotary):
-    """The memory after the call: what was filled, what is new, what is behind."""
+    """Check the memory after the call: the filled slots, the new slots, and those after them."""
     def differ(a, b):
         return not torch.allclose(a, b)
     old, new, rest = slice(0, length), slice(length, end), slice(end, None)
     if differ(pair[..., old, :], before[..., old, :]):
         fail(f"{call}; pair[:, :, :, :{length}]", pair[..., old, :], before[..., old, :],
-             "filled slots were changed: new ones are written from slot `length` on (length "
-             "counts the filled slots, so it is the first free one), and nothing is rotated again")
+             "filled slots were changed: write new ones from slot `length` on (length counts the "
+             "filled slots, so it is the first free one), and rotate nothing again")
     if torch.equal(pair, before):
         fail(f"{call}; pair[:, :, :, {length}:{end}]", pair[..., new, :], right[..., new, :],
              "nothing was written into the memory: assign into a slice of `pair`; torch.cat and "
-             "clone make other tensors, and the next step would not find these keys")
+             "clone make new tensors, and the next step would not find these keys")
     if differ(pair[..., rest, :], before[..., rest, :]):
         fail(f"{call}; pair[:, :, :, {end}:]", pair[..., rest, :], before[..., rest, :],
-             "slots behind the new ones were written: the s new tokens take s slots from `length`")
+             "slots after the new ones were written: the s new tokens take s slots from `length`")
     got, wanted = pair[..., new, :], right[..., new, :]
     if not differ(got[0], k.transpose(1, 2)):
-        usually = ("the keys are stored unrotated: a key is turned once, by its own place, before "
-                   "it is written; later steps do not know that place any more")
+        usually = ("the keys are stored unrotated: rotate a key once, by its own place, before you "
+                   "write it; later steps do not know that place")
     elif differ(got[:, 1:], wanted[:, 1:]) and not differ(got[:, 0], wanted[:, 0]):
-        usually = ("rows of the batch share one row's keys and values; with guidance the second "
-                   "half of the rows has another class, so each row needs its own")
+        usually = ("rows of the batch share the keys and values of one row; with guidance the "
+                   "second half of the rows has another class, so each row needs its own")
     elif differ(got[1], wanted[1]) and not differ(got[0], wanted[0]):
-        usually = "the keys are right, the values are not: values are stored as they are"
+        usually = "the keys are right, but the values are not: store values unchanged"
     else:
-        usually = ("(B, s, H, K) becomes (B, H, s, K) by transpose(1, 2), not by a reshape; keys "
-                   "are rotated, each row by its own places")
+        usually = ("(B, s, H, K) becomes (B, H, s, K) by transpose(1, 2), not by a reshape; "
+                   "rotate the keys of each row by the places of that row")
     expect(f"{call}; pair[:, :, :, {length}:{end}]", got, wanted, usually)
 
 
 def why(got, within, q, rotary, pair, length, end) -> str:
-    """What a wrong result mostly means, where the memory is right."""
+    """What a wrong result usually means if the memory is right."""
     def mixed(mask, turned):
         scores = turned.transpose(1, 2) @ pair[0, :, :, :end].mT / math.sqrt(q.shape[-1])
         x = scores.masked_fill(~mask, -math.inf).softmax(-1) @ pair[1, :, :, :end]
@@ -233,18 +234,18 @@ def why(got, within, q, rotary, pair, length, end) -> str:
     every = torch.ones(s, end, dtype=torch.bool)
     sees = every.tril(length) if within == "causal" else every
     if length and torch.allclose(got, mixed(every.tril(), turned)):
-        return ("the causal mask forgets the earlier slots: row i is slot length + i, so it is "
-                "tril(length); is_causal=True lines rows and columns up at the top left")
+        return ("the causal mask forgets the earlier slots: row i is slot length + i, so use "
+                "tril(length); is_causal=True aligns rows and columns at the top left")
     if within == "causal" and torch.allclose(got, mixed(every, turned)):
-        return "within_step=\"causal\" is ignored: a new token saw new ones behind it"
+        return "within_step=\"causal\" is ignored: a new token saw later new tokens"
     if within == "block" and torch.allclose(got, mixed(every.tril(length), turned)):
-        return "within_step=\"block\" is ignored: a new token must see those behind it as well"
+        return "within_step=\"block\" is ignored: a new token must also see later new tokens"
     if torch.allclose(got, mixed(every, q)) or torch.allclose(got, mixed(every.tril(length), q)):
         return "the queries are not rotated"
     if within == "causal" and any(torch.allclose(got, mixed(every.tril(length + i), turned))
                                   for i in (-1, 1)):
-        return ("the causal mask is a column off: row i is slot length + i and sees up to itself, "
-                "so it is tril(length)")
+        return ("the causal mask is off by one column: row i is slot length + i and sees all slots "
+                "up to itself, so use tril(length)")
     batch, _, heads, width = q.shape
     right = mixed(sees, turned)
     if torch.allclose(got.reshape(batch, heads, s, width).transpose(1, 2), right):
@@ -256,13 +257,13 @@ def why(got, within, q, rotary, pair, length, end) -> str:
     old = every.clone()
     old[:, length:] = False
     if length and torch.allclose(got, mixed(old, turned)):
-        return "new tokens attend only to the earlier slots: they also see themselves"
-    return ("scores are q · k / sqrt(K) over all filled slots; cached keys are rotated already and "
-            "must not be turned again")
+        return "new tokens attend only to the earlier slots: they must see themselves, too"
+    return ("scores are q · k / sqrt(K) over all filled slots; cached keys are already rotated and "
+            "must not be rotated again")
 
 
 def decoder(flaw: str):
-    """A decoder with one flaw, or none: `arpg_mini.decoding.run_steps`, written out once more."""
+    """A decoder with one flaw, or none. It repeats the code of `arpg_mini.decoding.run_steps`."""
     @torch.no_grad()
     def decode(model, labels, seeds, **settings):
         how = Settings(**settings)
@@ -310,12 +311,12 @@ def decoder(flaw: str):
 
 BROKEN = {
     "lets the queries of a step see each other": "see each other",
-    "draws one token a step whatever the steps are": "one",
-    "misses the newest slot when it asks for several positions at once": "short",
+    "draws one token per step, whatever the steps are": "one",
+    "ignores the newest slot when it asks for several positions at once": "short",
     "lets a step's tokens see each other although within_step is \"causal\"": "block",
     "takes its noise by rank in the order, not by position": "noise",
     "gives every row of the batch the first row's positions": "first row",
-    "lets both guidance halves read one half's keys": "halves",
+    "lets both guidance halves read the keys of one half": "halves",
 }
 
 

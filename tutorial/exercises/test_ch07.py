@@ -16,7 +16,7 @@ def same(got, other) -> bool:
 
 
 def explain(got, guesses: list[tuple[torch.Tensor, str]], otherwise: str) -> str:
-    """What it usually means to return one of the guesses."""
+    """The reason of the guess that equals `got`; else `otherwise`."""
     return next((reason for guess, reason in guesses if same(got, guess)), otherwise)
 
 
@@ -35,7 +35,7 @@ def test_cells_of_box(answers):
         x0, y0, x1, y1 = box
         call = f"cells_of_box({box}, stride={stride}, grid={grid})"
         got = attempt(call, lambda: cells_of_box(box, stride, grid))
-        # By the definition: a look at every pixel of every cell.
+        # By the definition: check every pixel of every cell.
         expected = torch.tensor([[any(x0 <= x < x1 and y0 <= y < y1
                                       for y in range(r * stride, (r + 1) * stride)
                                       for x in range(c * stride, (c + 1) * stride))
@@ -48,27 +48,27 @@ def test_cells_of_box(answers):
             (cells(range(down[0], up[2]), range(down[1], up[3]), grid[::-1]),
              "rows and columns are swapped: grid is (h, w), and x counts columns"),
             (cells(range(down[1], up[3] - 1), range(down[0], up[2] - 1), grid),
-             "the last cell that is touched is (x1 - 1) // stride, and a slice stops before its "
-             "end: one further"),
+             "the last touched cell is (x1 - 1) // stride, and a slice stops before its end: "
+             "add 1"),
             (cells(range(down[1], down[3]), range(down[0], down[2]), grid),
-             "the end is rounded down, which loses the last cell that is touched: round it up"),
+             "the end is rounded down, which loses the last touched cell: round it up"),
             (cells(range(up[1], down[3]), range(up[0], down[2]), grid),
-             "only cells wholly inside the box are marked; one pixel is enough"),
+             "only cells wholly inside the box are marked; one pixel inside is enough"),
             (cells(range(down[1], down[3] + 1), range(down[0], down[2] + 1), grid),
-             "off by one at the end: x1 and y1 are the first pixels outside, and when they are "
-             "multiples of the stride the cell that starts there is not touched")]
-        usually = explain(got, guesses, "a cell counts if any one of its pixels is in the box: "
-                          "starts round down, ends round up")
+             "off by one at the end: x1 and y1 are the first pixels outside; if x1 is a multiple "
+             "of the stride, the cell that starts at x1 is not touched")]
+        usually = explain(got, guesses, "a cell counts if at least one of its pixels is in the "
+                          "box: round starts down and ends up")
         expect(call, got, expected, usually)
         if got.dtype != torch.bool:
-            fail(call, got, expected, "a mask is bool: as numbers, 0 and 1 would be taken for "
-                 "indices where it is used")
+            fail(call, got, expected, "a mask is bool: the numbers 0 and 1 would be used as "
+                 "indices, not as a mask")
 
 
 # place
 
 def placed(place, *given):
-    """What `place` returns, or the error it raises, but for "still to write"."""
+    """What `place` returns or the error it raises; raises "still to write" again."""
     try:
         return place(*given)
     except NotImplementedError:
@@ -89,17 +89,17 @@ def test_place(answers):
         expected = torch.tensor([[int(before[r - row, c - column]) if row <= r < row + h
                                   and column <= c < column + w else -1 for c in range(grid[1])]
                                  for r in range(grid[0])])
-        usually = "at is (row, column) of the picture's top left id"
+        usually = "at is the (row, column) of the picture's top left id"
         if isinstance(got, ValueError):
-            usually = "it fits: row + h may equal H, and column + w may equal W"
+            usually = "the picture fits: row + h may equal H, and column + w may equal W"
         if isinstance(got, torch.Tensor) and got.shape == expected.shape:
             if got.is_floating_point():
-                usually = "ids are whole numbers: make the grid with dtype int64, as ids have it"
+                usually = "ids are whole numbers: make the grid with dtype int64, like the ids"
             elif same(got, expected.clamp(min=0)):
-                usually = "0 is an id like any other; what is unknown is -1"
+                usually = "0 is an id like any other; unknown is -1"
         expect(call, got, expected, usually)
         if not torch.equal(ids, before):
-            fail(call, ids, before, "the given ids were written to")
+            fail(call, ids, before, "the function wrote into the given ids")
 
 
 def test_place__fits(answers):
@@ -109,21 +109,21 @@ def test_place__fits(answers):
         call = f"place(2x3 ids, grid=(4, 6), at={at})"
         got = attempt(call, lambda: placed(place, ids, (4, 6), at))
         if isinstance(got, Exception) and not isinstance(got, ValueError):
-            fail(call, got, "ValueError", "PyTorch notices some pictures that do not fit, not all, "
-                 "and assert is for tests: check before, and raise ValueError yourself")
+            fail(call, got, "ValueError", "PyTorch raises an error for some pictures that do not "
+                 "fit, but not for all; assert is for tests: check first, then raise ValueError")
         if not isinstance(got, ValueError):
             fail(call, got, "ValueError", "a negative index counts from the end, and a slice that "
-                 "reaches too far is cut, without a word: check before")
+                 "reaches too far is cut, without an error: check first")
     call = "place(2x3 ids, grid=(4, 6), at=(2, 3))"
     expect(call, tuple(attempt(call, lambda: place(ids, (4, 6), (2, 3))).shape), (4, 6),
-           "a picture that just fits is no mistake")
+           "a picture that just fits is allowed")
 
 
-# inpaint: a tokenizer and a decoder of a few lines, which listen.
+# inpaint: a tokenizer and a decoder of a few lines, which record their inputs.
 
 class Listening:
-    """encode, decode and to_pixels; what each was given is kept. An id says something of its own
-    cell and something of the whole picture, as with a real encoder."""
+    """encode, decode and to_pixels, which keep what they are given. As with a real encoder, an id
+    depends on its own cell and on the whole picture."""
 
     def __init__(self, stride: int):
         self.stride, self.seen, self.known, self.drawn = stride, [], [], []
@@ -145,7 +145,7 @@ class Listening:
 
     def to_pixels(self, ids):
         if ids.ndim != 3:
-            raise ValueError(f"to_pixels takes ids (B, h, w), not {tuple(ids.shape)}: view them so")
+            raise ValueError(f"to_pixels takes ids (B, h, w), not {tuple(ids.shape)}: use view")
         wide = ids.repeat_interleave(self.stride, 1).repeat_interleave(self.stride, 2)
         return torch.stack([wide / 50 - 1 + 0.001 * channel for channel in range(3)], 1).float()
 
@@ -159,7 +159,7 @@ def inpaint_case(box, stride, grid, seed):
     images = torch.rand(2, 3, height, width, generator=generator) * 2 - 1
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[box[1]:box[3], box[0]:box[2]] = True
-    mask[0, width - 1] = True                           # and one pixel in a corner
+    mask[0, width - 1] = True                           # plus one pixel in a corner
     return images, mask
 
 
@@ -180,53 +180,53 @@ def test_inpaint(answers):
         before = images.clone()
         tools, got = run(images)
         if not torch.equal(images, before):
-            fail(call, "images were written to", "images as they were", "use masked_fill or "
-                 "torch.where, or clone first: the caller's picture is not yours")
+            fail(call, "the function wrote into images", "unchanged images", "use masked_fill "
+                 "or torch.where, or clone first: the picture belongs to the caller")
         for name, heard in (("encode", tools.seen), ("decode", tools.known)):
             if not heard:
-                fail(call, f"{name} was not called", f"one call of {name}", "the ids come from "
-                     "encode, and what is missing in them from decode")
+                fail(call, f"{name} was not called", f"one call of {name}", "encode makes the "
+                     "ids, and decode draws the missing ones")
         pooled = mask.view(grid[0], stride, grid[1], stride)
         touched = pooled.any(3).any(1).flatten()
-        known, what = tools.known[-1], f"the known ids that decode was given, in {call}"
+        known, what = tools.known[-1], f"the known ids given to decode, in {call}"
         unknown = known == -1
         expected = torch.stack([touched] * 2)
         whole = pooled.all(3).all(1).flatten().expand(2, n)
         half = (pooled.float().mean((1, 3)) > 0.5).flatten().expand(2, n)
-        guesses = [(torch.zeros(2, n), "no cell is -1, so nothing is drawn: what the mask touches "
-                    "is unknown, and unknown is -1; 0 is an id like any other"),
-                   (~expected, "the mask is inverted: what it covers is unknown, the rest known"),
-                   (torch.ones(2, n), "nothing is known to the decoder, so what it draws cannot "
-                    "fit: give it the ids outside the mask"),
-                   (whole, "a cell that is covered in part is to be drawn too: its id speaks of "
-                    "pixels that are gone"),
-                   (half, "a cell that is covered in part is to be drawn too, be it by one pixel")]
-        expect(f"where -1 stands in {what}", unknown, expected,
+        guesses = [(torch.zeros(2, n), "no cell is -1, so nothing is drawn: cells that the mask "
+                    "touches must be -1 (unknown); 0 is an id like any other"),
+                   (~expected, "the mask is inverted: cells under it are unknown, others known"),
+                   (torch.ones(2, n), "the decoder gets no known id, so what it draws cannot fit: "
+                    "give it the ids outside the mask"),
+                   (whole, "a partly covered cell must be drawn too: its id describes pixels that "
+                    "are gone"),
+                   (half, "a partly covered cell must be drawn too, even for one covered pixel")]
+        expect(f"which cells are -1 in {what}", unknown, expected,
                explain(unknown, guesses, "a cell is unknown if any of its pixels is in the mask"))
         seen = tools.seen[-1]
         outside = ~mask.expand_as(images)
         if seen.shape != images.shape or not torch.equal(seen[outside], images[outside]):
-            fail(f"the picture that encode was given, in {call}", seen, "the known pixels as they "
-                 "were", "hide the masked pixels alone, not whole cells nor the known ones")
+            fail(f"the picture given to encode, in {call}", seen, "unchanged known pixels",
+                 "hide only the pixels under the mask, not whole cells or known pixels")
         other = torch.where(mask, -images, images)
         if not torch.equal(run(other)[0].known[-1], known):
             fail(f"{call}, twice, with other pixels under the mask",
-                 "known ids that differ", "the same known ids", "the encoder saw what the mask "
-                 "hides: it looks further than a cell, so hide those pixels before you encode")
+                 "known ids that differ", "the same known ids", "the encoder saw the pixels "
+                 "under the mask: it looks beyond a cell, so hide them before you encode")
         ids = tools.encode(seen).flatten(1)
-        expect(what, known, ids.masked_fill(expected, -1), "known ids are those that encode "
-               "returned, flattened row by row")
+        expect(what, known, ids.masked_fill(expected, -1), "known ids are the ids that "
+               "encode returned, flattened row by row")
         made = tools.to_pixels(tools.drawn[-1].view(2, *grid))
         right = torch.where(mask, made, images)
         cellwise = touched.view(grid).repeat_interleave(stride, 0).repeat_interleave(stride, 1)
-        guesses = [(made, "the pixels outside the mask must come back from the picture: what ids "
-                    "stand for is near it, not equal to it"),
-                   (torch.where(cellwise, made, images), "whole cells were replaced; pixels of a "
-                    "touched cell that the mask does not cover stay as they were"),
+        guesses = [(made, "take the pixels outside the mask from the given picture: decoded ids "
+                    "are close to it, not equal to it"),
+                   (torch.where(cellwise, made, images), "whole cells were replaced; in a touched "
+                    "cell, pixels outside the mask stay as they were"),
                    (torch.where(mask, images, made), "the two pictures are exchanged: inside the "
-                    "mask stands what was made")]
-        expect(call, got, right, explain(got, guesses, "inside the mask what was made, outside "
-                                         "what was there"))
+                    "mask, take the pixels from to_pixels")]
+        expect(call, got, right, explain(got, guesses, "pixels from to_pixels inside the mask, "
+                                         "given pixels outside"))
 
 
 # check_known_stays
@@ -249,7 +249,7 @@ def test_check_known_stays(answers):
         return decode(model, [2], [seed], steps=steps, known=known, guidance=1.0)[0]
 
     def drawn_without(forgotten):
-        """The ids where they are known, of a picture drawn without the `forgotten` ones."""
+        """A decoder that draws without the `forgotten` known ids and then pastes all known ids."""
         def complete(known, seed):
             drawn = right(known.masked_fill(forgotten(known), -1), seed)
             return torch.where(known >= 0, known, drawn)
@@ -267,11 +267,11 @@ def test_check_known_stays(answers):
         return drawn
 
     judge("check_known_stays", answers("check_known_stays"), right, [
-        ("draws known cells anew", lambda known, seed: right(torch.full_like(known, -1), seed)),
+        ("draws known cells again", lambda known, seed: right(torch.full_like(known, -1), seed)),
         ("pastes known ids onto a picture that was drawn without them",
          drawn_without(lambda known: known >= 0)),
-        ("takes id 0 for unknown",
+        ("treats id 0 as unknown",
          lambda known, seed: right(known.masked_fill(known == 0, -1), seed)),
         ("leaves the last unknown cell at -1", last_left),
-        ("reads the first known cell alone", drawn_without(all_but_first)),
+        ("reads only the first known cell", drawn_without(all_but_first)),
         ("does not read the first known cell", drawn_without(first))])

@@ -34,7 +34,7 @@ def test_warmup_cosine(answers):
                 (None if rising else cosine(along, 0.0), "the cosine ends at 0, not at final"),
                 (None if rising else peak + (final - peak) * along, "that is a line, not a cosine"),
                 (None if rising else max(final, cosine(along, 0.0)), "the cosine is cut off at "
-                 "final; stretch it, so that it arrives there at the end"),
+                 "final; stretch it, so that it reaches final only at the end"),
                 (None if rising else cosine(along * (steps - warmup) / (steps - 1 - warmup), final),
                  "the last step, steps - 1, is still above final: divide by steps - warmup"),
                 (None if rising else cosine(along + 1 / (steps - warmup), final), "the cosine "
@@ -44,7 +44,7 @@ def test_warmup_cosine(answers):
             if not isinstance(got, float) or not math.isclose(got, right, rel_tol=1e-9):
                 usually = "peak · (step + 1) / warmup, then half a cosine from peak to final"
                 if not isinstance(got, float):
-                    usually = f"a float is asked for, not {type(got).__name__}"
+                    usually = f"the result must be a float, not {type(got).__name__}"
                 for guess, reason in guesses:
                     if guess is not None and isinstance(got, float) and math.isclose(
                             got, guess, rel_tol=1e-9, abs_tol=1e-12):
@@ -68,31 +68,31 @@ def test_training_bytes(answers):
         share = -(-count // processes)
         usually = "4 bytes for each number, twice that for the moments"
         if not isinstance(got, dict) or got.keys() != expected.keys():
-            usually = f"a dict with the keys {', '.join(expected)} is asked for"
+            usually = f"the result must be a dict with the keys {', '.join(expected)}"
         else:
             if got["moments"] == got["weights"] == expected["weights"]:
                 usually = "AdamW keeps two moments of every number, not one"
             elif got["weights"] == held:
-                usually = "those are numbers, not bytes: a float32 has 4"
+                usually = "these are counts of numbers, not bytes: a float32 has 4 bytes"
             elif processes > 1 and not shard and got["weights"] == 4 * share:
                 usually = ("without sharding every process holds a whole copy: more processes "
                            "share the images, not the weights")
             elif shard and got["weights"] == 4 * held and got["moments"] == 8 * count:
-                usually = "sharding spreads gradients, moments and average too, not weights alone"
+                usually = "sharding also spreads gradients, moments and average, not only weights"
             elif got["weights"] == 4 * sum(sum(shape) for shape in shapes):
-                usually = "a tensor has the product of its sizes in numbers, not their sum"
+                usually = "the count of a tensor is the product of its sizes, not their sum"
             elif shard and got["weights"] == 4 * count:
-                usually = "sharded, a process holds its share of the numbers, not all of them"
+                usually = "with sharding a process holds its share of the numbers, not all of them"
             elif shard:
-                usually = ("a share is rounded up, to whole numbers, and once: add up the numbers "
-                           "of all shapes, divide, round, then count bytes")
+                usually = ("a share is rounded up, and only once: add up the counts of all shapes, "
+                           "divide, round up, then count bytes")
         expect(call, got, expected, usually)
 
 
-# rows_of: gradients of a small model, as each of the processes would compute them.
+# rows_of: gradients of a small model, as each process would compute them.
 
 def gradient(weights: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
-    """Of the mean over rows of a loss that differs much between rows."""
+    """Gradient of the mean loss over rows; the loss differs much between rows."""
     w = weights.clone().requires_grad_()
     loss = (torch.tanh(orders.double() @ w) - orders[:, 0] / 3).square().mean()
     return torch.autograd.grad(loss, w)[0]
@@ -116,35 +116,35 @@ def test_rows_of(answers):
                     micro_batch=micro_batch)])
             if not got or any(p.shape[1:] != (n,) or not len(p) for p, _ in got):
                 fail(call, [tuple(p.shape) for p, _ in got], f"pieces (k, {n}) of one row or more",
-                     "a piece holds the orders of its rows, one row an image")
+                     "a piece holds the orders of its rows, one row per image")
             ranks.append(got)
         taken = [torch.cat([piece for piece, _ in got]) for got in ranks]
         call = f"rows_of({where}, rank=0 to {world - 1}): all rows, one rank after the other"
         if not torch.equal(torch.cat(taken), orders):
             counts = [len(t) for t in taken]
-            usually = "rank r takes the rows behind those of rank r - 1, none twice, none left out"
+            usually = "rank r takes the rows after those of rank r - 1; each row is taken once"
             if world > 1 and counts == [batch] * world:
-                usually = "every rank takes the whole batch: they do the same work, and the batch "\
-                          "that is learned from is no larger"
+                usually = "every rank takes the whole batch: all do the same work, and the global "\
+                          "batch gets no larger"
             elif world > 1 and all(torch.equal(t, taken[0]) for t in taken):
-                usually = "all ranks take the same rows: rank says where each begins"
+                usually = "all ranks take the same rows: the first row depends on rank"
             elif sorted(torch.cat(taken).tolist()) == sorted(orders.tolist()):
-                usually = ("those are the rows, in other places: a rank takes neighbouring rows, "
-                           "rank 0 the first ones, and so on")
+                usually = ("the rows are right, but their order is not: a rank takes neighbouring "
+                           "rows, rank 0 the first ones, and so on")
             elif sum(counts) < batch:
-                usually = "the last rows belong to nobody: batch / world has a remainder"
+                usually = "no rank takes the last rows: batch / world has a remainder"
             elif sum(counts) == batch:
-                usually = ("orders differ from those of one process: draw them for the whole batch "
-                           "from [seed, step] alone, then take rows")
+                usually = ("the orders are not those of one process: draw them for the whole batch "
+                           "from [seed, step] only, then take rows")
             fail(call, torch.cat(taken), orders, usually)
         sizes = [len(t) for t in taken]
         if max(sizes) - min(sizes) > 1:
-            fail(call, f"{sizes} rows a rank", "numbers that differ by one at most", "the others "
-                 "wait for the rank that has the most to do")
+            fail(call, f"{sizes} rows per rank", "counts that differ by one at most", "all ranks "
+                 "wait for the rank with the most rows")
         largest = max(len(piece) for got in ranks for piece, _ in got)
         if largest > micro_batch:
             fail(call, f"a piece of {largest} rows", f"at most {micro_batch}", "micro_batch is "
-                 "what fits in memory at a time: the most rows of a piece, not how many pieces")
+                 "the largest number of rows that fits in memory, not the number of pieces")
         weights = torch.linspace(-0.7, 0.9, n, dtype=torch.float64)
         whole = gradient(weights, orders)
 
@@ -154,20 +154,20 @@ def test_rows_of(answers):
 
         got = together(lambda mine, piece, weight: weight)
         if not torch.allclose(got, whole, 1e-9, 1e-12):
-            usually = "a row counts weight / rows of its piece / world, which must be 1 / batch"
+            usually = "a row counts weight / rows of its piece / world; this must be 1 / batch"
             for reason, weigh in [
-                    ("that is a mean of means: a small piece would count as much as a large one",
+                    ("that is a mean of means: a small piece counts as much as a large one",
                      lambda mine, piece, _: 1 / len(mine)),
-                    ("pieces are added up, so a weight of 1 counts them as often as there are",
+                    ("pieces are added up: with weight 1 the gradient grows with their number",
                      lambda mine, piece, _: 1.0),
-                    ("gradients are averaged over the ranks, not added up: that is world times too "
-                     "small", lambda mine, piece, _: len(piece) / batch),
-                    ("right within a rank, but ranks with fewer rows count as much as others",
+                    ("gradients are averaged over the ranks, not added up: the result is too small "
+                     "by the factor world", lambda mine, piece, _: len(piece) / batch),
+                    ("right within a rank, but a rank with fewer rows counts as much as others",
                      lambda mine, piece, _: len(piece) / sum(len(p) for p, _ in mine))]:
                 if torch.allclose(got, together(weigh), 1e-9, 1e-12):
                     usually = reason
                     break
-            fail(f"the gradient by rows_of({where}) of all ranks", got, whole, usually)
+            fail(f"the gradient from rows_of({where}) of all ranks", got, whole, usually)
 
 
 # check_resume
@@ -215,8 +215,8 @@ def test_check_resume(answers):
     judge("check_resume", answers("check_resume"), trainer(), [
         ("loses the optimizer's moments", trainer("optimizer")),
         ("counts its steps from 0 again", trainer("counter")),
-        ("draws from a random stream that goes on, not from one of the step", trainer("stream")),
-        ("starts the running average anew", trainer("average")),
+        ("draws from the global random stream, not from a stream of the step", trainer("stream")),
+        ("starts a new running average", trainer("average")),
         ("saves the weights in half precision", trainer("rounded")),
-        ("hands back the average as the weights, once it is continued", trainer("swapped")),
-        ("goes on training in the tensors of the state it was given", trainer("shared"))])
+        ("returns the average as the weights after a resume", trainer("swapped")),
+        ("changes the tensors of the state it was given", trainer("shared"))])

@@ -11,14 +11,14 @@ CHAPTER = "ch09_measuring"
 
 
 def features(n: int, d: int, seed: int) -> Tensor:
-    """(n, d) float32: correlated, of unlike spreads, off centre."""
+    """(n, d) float32: correlated features with different spreads and means."""
     g = torch.Generator().manual_seed(seed)
     return (torch.randn(n, d, generator=g) @ torch.randn(d, d, generator=g)
             + 2 * torch.randn(d, generator=g))
 
 
 def moments(x: Tensor, centre: int = 0, less: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and covariance; the other arguments make them as one should not."""
+    """Mean and covariance. The arguments `centre` and `less` can make common mistakes."""
     apart = x.double() - x.double().mean(centre, keepdim=True)
     return x.double().mean(0), apart.T @ apart / (len(x) - less)
 
@@ -29,7 +29,7 @@ def square_root(matrix: Tensor) -> Tensor:
 
 
 def formula(m: Tensor, c: Tensor, n: Tensor, k: Tensor, means=None, cross=None) -> float:
-    """The distance by the eigenvalues of the product; parts of it can be replaced."""
+    """The distance, from the eigenvalues of the product. Its parts can be replaced."""
     means = (m - n).square().sum() if means is None else means
     if cross is None:
         cross = torch.linalg.eigvals(c @ k).real.clamp(min=0).sqrt().sum()
@@ -37,29 +37,29 @@ def formula(m: Tensor, c: Tensor, n: Tensor, k: Tensor, means=None, cross=None) 
 
 
 def misconceptions(x: Tensor, y: Tensor) -> dict[str, float]:
-    """What usually goes wrong -> the number that comes out then."""
+    """Common mistake -> the number that it gives."""
     (m, c), (n, k) = moments(x), moments(y)
     roots = square_root(c), square_root(k)
     return {
-        "the trace of C C' itself: its square root, as a matrix, was forgotten":
+        "the trace of C C' itself: the square root of the matrix is missing":
             formula(m, c, n, k, cross=(c @ k).trace()),
         "a root of every entry of C C': the square root of a matrix is R with R R = C C'":
             formula(m, c, n, k, cross=(c @ k).diagonal().clamp(min=0).sqrt().sum()),
-        "eigh took C C' for symmetric, which it is not: it reads one triangle only":
+        "eigh needs a symmetric matrix and reads one triangle; C C' is not symmetric":
             formula(m, c, n, k, cross=torch.linalg.eigvalsh(c @ k).clamp(min=0).sqrt().sum()),
-        "each feature on its own: what lies off the diagonals of C and C' counts too":
+        "each feature on its own: entries off the diagonals of C and C' count too":
             formula(m, c.diagonal().diag(), n, k.diagonal().diag()),
-        "standard deviations in place of covariances":
+        "standard deviations instead of covariances":
             formula(m, roots[0], n, roots[1]),
         "the means are missing": formula(m, c, n, k, means=0.0),
         "the distance of the means was not squared":
             formula(m, c, n, k, means=(m - n).norm()),
-        "a root was taken at the end: the distance is left squared":
+        "there is a root at the end: the distance must stay squared":
             formula(m, c, n, k) ** 0.5,
-        "tr(C^½ C'^½), which is the trace of (C C')^½ only where C C' = C' C":
+        "tr(C^½ C'^½), which is the trace of (C C')^½ only if C C' = C' C":
             formula(m, c, n, k, cross=(roots[0] @ roots[1]).trace()),
         "second moments about the origin: a covariance is about the mean": uncentred(x, y),
-        "the cross term is there once: it counts twice": formula(
+        "the cross term occurs once: it must count twice": formula(
             m, c, n, k, cross=torch.linalg.eigvals(c @ k).real.clamp(min=0).sqrt().sum() / 2),
         "each row was centred at its own mean: the mean is over pictures, not over features":
             formula(m, moments(x, 1)[1], n, moments(y, 1)[1]),
@@ -69,12 +69,12 @@ def misconceptions(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def usual(got: float, x: Tensor, y: Tensor, otherwise: str) -> str:
-    """The misconception that gives this number; else `otherwise`."""
+    """The mistake that gives this number; else `otherwise`."""
     return next((what for what, value in misconceptions(x, y).items()
                  if abs(got - value) < 1e-4 * (1 + abs(value))), otherwise)
 
 
-BY_HAND = "compare m, C, and tr((C C')^½) by hand on the example of the task"
+BY_HAND = "compute m, C and tr((C C')^½) of the task's example by hand, and compare"
 
 
 def test_frechet_distance(answers):
@@ -86,7 +86,7 @@ def test_frechet_distance(answers):
         got = attempt(call, lambda: answers("frechet_distance")(x.clone(), y.clone()))
         expected = formula(*moments(x), *moments(y))
         if not isinstance(got, float):
-            fail(call, got, expected, "a float is asked for: .item() or float()")
+            fail(call, got, expected, "the result must be a float: .item() or float()")
         if not abs(got - expected) < 1e-4 * (1 + abs(expected)):
             fail(call, got, expected, usual(got, x, y, BY_HAND))
 
@@ -104,8 +104,8 @@ def test_frechet_distance__of_few_pictures(answers):
                 return error
         got, expected = attempt(call, work), formula(*moments(x), *moments(y))
         if isinstance(got, Exception) or not abs(got - expected) < 1e-3 * expected:
-            clamp = ("eigenvalues that should be 0 are a little below it, and the square root of "
-                     "that is nan: clamp them")
+            clamp = ("eigenvalues that should be 0 are slightly negative, and their square root "
+                     "is nan: clamp them")
             number = not isinstance(got, Exception) and got == got
             fail(call, got, expected, usual(got, x, y, BY_HAND) if number else clamp)
 
@@ -116,7 +116,7 @@ def test_frechet_distance__far_from_the_origin(answers):
     got = attempt(call, lambda: answers("frechet_distance")(x, y))
     expected = formula(*moments(x), *moments(y))
     if not abs(got - expected) < 1e-6 * expected:
-        small = "float32 has seven digits, and means that large use them up: .double() first"
+        small = "float32 has seven digits, too few for means so large: use .double() first"
         fail(call, got, expected, usual(got, x, y, small if abs(got - expected) < 0.01 * expected
                                         else BY_HAND))
 
@@ -131,7 +131,7 @@ OURS = {"attention_norm.gain": ("attn_norm",), "attention.out.weight": ("attn.pr
 
 
 def checkpoint(blocks=(3, 0, 10)) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Released names and ours, of some blocks; no two numbers alike."""
+    """Tensors of some blocks, under released names and under ours; no two numbers are equal."""
     g = torch.Generator().manual_seed(11)
     theirs, ours = {}, {}
     for i in blocks:
@@ -143,29 +143,29 @@ def checkpoint(blocks=(3, 0, 10)) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def compare(call: str, got: dict, expected: dict) -> None:
-    """Names first, then shapes, then numbers, with what each usually means."""
+    """Compare names, then shapes, then numbers; say what each difference usually means."""
     if not isinstance(got, dict):
-        fail(call, got, "a dict", "return the new dict; state itself stays as it is")
+        fail(call, got, "a dict", "return a new dict; state itself does not change")
     if set(got) != set(expected):
         many, missing = sorted(set(got) - set(expected)), sorted(set(expected) - set(got))
         numbers, right = ({n for name in names for n in re.findall(r"\.(\d+)\.", str(name))}
                           for names in (got, expected))
-        fail(call, f"{len(many)} names too many: {', '.join(map(str, many[:3]))}" if many else
-             "no name too many", f"{len(missing)} more: {', '.join(missing[:3])}" if missing else
-             "these names not", "every block number, whatever it is, of one digit or two"
+        fail(call, f"{len(many)} wrong names: {', '.join(map(str, many[:3]))}" if many else
+             "no wrong name", f"{len(missing)} more: {', '.join(missing[:3])}" if missing else
+             "none of these", "every block number, with one digit or more"
              if numbers != right else "every line of the table, for each block, and nothing else")
     for name, right in expected.items():
-        one, usually = got[name], "a tensor under the name of another"
+        one, usually = got[name], "a tensor under the name of another tensor"
         if one.ndim == 2 and one.shape != right.shape and one.T.shape == right.shape:
             usually = "weights are (outputs, inputs) on both sides: nothing is transposed"
         elif one.shape != right.shape:
-            usually = "tensors are stacked rows under rows: cat and chunk along the first axis"
+            usually = "tensors are stacked row under row: cat and chunk along the first axis"
         elif not torch.equal(one, right) and "w13" in name:
-            usually = "w1 comes first: silu is applied to the first half of w13 x, as to w1 x"
+            usually = "w1 comes first: silu is applied to the first half of w13 x, which is w1 x"
         elif not torch.equal(one, right) and "qkv" in name:
             usually = "all rows of q, then all of k, then all of v"
         elif not torch.equal(one, right) and ".to_" in name:
-            usually = "the first third of the rows is q, the second k, the last v"
+            usually = "the first third of the rows is q, the second is k, the last is v"
         expect(f"{call}[{name!r}]", one, right, usually, 0.0)
 
 
@@ -195,8 +195,8 @@ def test_rename__of_what_has_no_place(answers):
                 return error
         got = attempt(call, work)
         if not isinstance(got, KeyError):
-            fail(call, "no error", "KeyError", "a tensor that is dropped in silence is a model "
-                 "other than the one in the file")
+            fail(call, "no error", "KeyError", "if a tensor is dropped without an error, the model "
+                 "is not the one in the file")
         if name not in str(got):
             fail(call, repr(got), f"KeyError that names {name}", "say which tensor has no place")
 
@@ -215,7 +215,7 @@ def right(x: Tensor, y: Tensor) -> float:
 
 
 def uncentred(x: Tensor, y: Tensor) -> float:
-    """As if second moments were covariances."""
+    """The distance with second moments instead of covariances."""
     a, b = (z.double().T @ z.double() / (len(z) - 1) for z in (x, y))
     return formula(x.double().mean(0), a, y.double().mean(0), b)
 
@@ -226,16 +226,16 @@ def part(name: str):
 
 BROKEN = [
     ("leaves out the means", part("the means")),
-    ("takes the distance of the means unsquared", part("the distance")),
+    ("does not square the distance of the means", part("the distance")),
     ("looks at each feature on its own", part("each feature")),
-    ("takes the second moments about the origin for covariances", uncentred),
-    ("takes the trace of C C' for that of its root", part("the trace")),
+    ("uses second moments about the origin instead of covariances", uncentred),
+    ("uses the trace of C C' instead of that of its root", part("the trace")),
     ("adds 1", lambda x, y: 1 + right(x, y)),
-    ("gives another number when the sets change places",
+    ("gives another number when the sets are exchanged",
      lambda x, y: float((moments(x)[0] - moments(y)[0]).square().sum()
                         + moments(y)[1].trace() * (right(x, y) > 1e-6)
                         * (not torch.allclose(moments(x)[1], moments(y)[1])))),
-    ("lets it count where the origin lies", lambda x, y: right(x, y) + float(
+    ("depends on where the origin is", lambda x, y: right(x, y) + float(
         (moments(x)[1].trace() - moments(y)[1].trace()).abs()
         * (moments(x)[0] + moments(y)[0]).norm())),
 ]
@@ -256,23 +256,23 @@ def test_standard_error(answers):
         expected = float(apart.std() / n ** 0.5)
         p, q = first.double().mean(), second.double().mean()
         if not isinstance(got, float):
-            fail(call, got, expected, "a float is asked for: .item() or float()")
+            fail(call, got, expected, "the result must be a float: .item() or float()")
         for value, what in (
                 (((first.double().var() + second.double().var()) / n).sqrt(),
-                 "as if the pictures were independent: what both settings get right is the same "
-                 "picture, and cancels"),
+                 "as if the pictures were independent: a picture that both settings get right "
+                 "cancels in the difference"),
                 (((p * (1 - p) + q * (1 - q)) / n) ** 0.5, "as if the pictures were independent: "
-                 "what both settings get right is the same picture, and cancels"),
+                 "a picture that both settings get right cancels in the difference"),
                 ((2 * p * (1 - p) / n) ** 0.5, "as if the pictures were independent: √2 times the "
-                 "error of one share. They come in pairs here"),
-                (apart.std() / n, "divided by n: the deviation of a mean of n is √n times less"),
-                (apart.std(), "how far one difference is from their mean; the mean of n differs by "
-                 "√n times less"),
-                (apart.var() / n, "the variance of the mean: its root is asked for"),
+                 "error of one share. Here they come in pairs"),
+                (apart.std() / n, "divided by n: the deviation of a mean of n is √n times smaller"),
+                (apart.std(), "the deviation of one difference; that of the mean of n is √n times "
+                 "smaller"),
+                (apart.var() / n, "the variance of the mean: the task asks for its square root"),
                 (apart.std(correction=0) / n ** 0.5, "divided by n: the differences are a sample, "
-                 "so by n - 1"),
+                 "so divide by n - 1"),
                 (apart.abs().std() / n ** 0.5, "the sign was lost: a difference may be -1")):
             if abs(got - expected) > 1e-6 and abs(got - float(value)) < 1e-6:
                 fail(call, got, expected, what)
         if not abs(got - expected) < 1e-6:
-            fail(call, got, expected, "take first - second as numbers, row by row")
+            fail(call, got, expected, "compute first - second as numbers, row by row")

@@ -8,31 +8,32 @@ from torch.nn import functional as F
 
 
 def nearest_ids(features: Tensor, rows: Tensor) -> Tensor:
-    """For each feature vector the number of the codebook row with the largest cosine.
+    """Find, for each feature vector, the number of the codebook row with the largest cosine.
 
-    Normalising the features would change all of a feature's products by one factor, and so not
-    the largest of them. Normalising the rows is what matters.
+    Only the rows must be normalised. To normalise a feature would multiply all its products by one
+    factor, so the largest would stay the largest.
     """
     return (features @ F.normalize(rows, dim=-1).T).argmax(dim=-1)
 
 
 def straight_through(features: Tensor, codes: Tensor) -> Tensor:
-    """What the decoder gets: the codes, with a gradient that goes to the features instead."""
+    """Return the value of the codes, but let the gradient go to the features."""
     return features + (codes - features).detach()
 
 
 def usage(ids: Tensor, size: int) -> tuple[float, float]:
-    """How much of a codebook is in use: the share of rows that occur, and the perplexity."""
+    """Measure how much of a codebook is in use: the share of rows that occur, and the perplexity.
+    """
     counts = ids.flatten().bincount(minlength=size).double()
     entropy = torch.special.entr(counts / counts.sum()).sum()               # entr(0) is 0
     return (counts > 0).double().mean().item(), entropy.exp().item()
 
 
 def check_round_trip(quantizer: type) -> None:
-    """A property: raise AssertionError unless ids survive the round trip through their codes.
+    """Test a property: raise AssertionError unless ids survive the round trip through their codes.
 
-    Small whole numbers for coordinates make what must be tried likely: rows of very different
-    lengths, and rows that are each other's opposite. Every id is tried, in a shape of two sizes.
+    The coordinates are small whole numbers. So rows of very different lengths are likely, and so
+    are rows that are opposites. Every id is tried, in a tensor with two axes.
     """
     @settings(max_examples=50, deadline=None, database=None)
     @given(st.lists(st.tuples(*[st.integers(-3, 3)] * 2).filter(any), min_size=2, max_size=7))

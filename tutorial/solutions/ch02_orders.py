@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def log_conditionals(joint: Tensor, image: Tensor, order: Tensor) -> Tensor:
-    """The chain rule along an order: ln p(x[order[t]] | x[order[0]], …, x[order[t-1]]), for all t.
+    """Apply the chain rule along an order: ln p(x[order[t]] | x[order[0]], …, x[order[t-1]]).
 
-    p(known) is the sum over all images that agree with what is known: fix the known axes, add up
-    the others. A conditional is the quotient of two such sums, one token apart.
+    p(known) is the sum over all images that agree with the known tokens: fix the known axes and sum
+    over the others. A conditional is the quotient of two such sums. The first has one more token.
     """
     where = [slice(None)] * joint.ndim
     totals = [joint.sum()]
@@ -22,22 +22,22 @@ def log_conditionals(joint: Tensor, image: Tensor, order: Tensor) -> Tensor:
 
 
 def to_raster(content: Tensor, orders: Tensor) -> Tensor:
-    """Put tokens that stand in the order they were drawn back to where they belong."""
+    """Put tokens from the order in which they were generated back into raster order."""
     raster = torch.empty_like(content)
     raster[torch.arange(len(orders))[:, None], orders] = content
     return raster
 
 
 def inputs_and_targets(tokens: Tensor, class_ids: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
-    """What a causal model reads and what it shall predict, along each sample's own order."""
+    """Make the inputs and targets of a causal model, along each sample's own order."""
     targets = tokens.gather(1, orders)
     return torch.cat([class_ids[:, None], targets[:, :-1]], dim=1), targets
 
 
 def check_any_order(implementation: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """A property of `log_conditionals`: raise AssertionError unless it holds.
+    """Test a property of `log_conditionals`: raise AssertionError unless it holds.
 
-    Three tokens have so few images and orders that all of them can be tried.
+    With three tokens there are so few images and orders that all of them can be tried.
     """
     sizes = (2, 3, 4)
     noise = torch.randn(sizes, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Chapter 4, learning all orders at once: one way to do each exercise."""
+"""Solutions of chapter 4, learning all orders at once: one way to do each exercise."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def training_batch(tokens: Tensor, labels: Tensor, orders: Tensor, drop: Tensor,
 
 
 def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-    """Mean cross entropy of hidden @ weight.T, never more than `rows` rows of logits at once."""
+    """Mean cross entropy of hidden @ weight.T, with at most `rows` rows of logits at once."""
     total = hidden.new_zeros(())
     for h, t in zip(hidden.split(rows), targets.split(rows)):              # (rows, D), (rows,)
         total = total + F.cross_entropy(h @ weight.T, t, reduction="sum")

@@ -1,4 +1,4 @@
-"""Chapter 5, solved: step sizes, the inverse CDF, the cache, and the property that holds it all."""
+"""Solutions of chapter 5: step sizes, the inverse CDF, the cache, and the property."""
 
 import math
 
@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.attention import rotate
-from arpg_mini.decoding import decode_sequential, random_orders
+from arpg_mini.decoding import decode_sequential
+from arpg_mini.orders import random_orders
 
 
 def step_sizes(n: int, steps: int) -> list[int]:
@@ -19,7 +20,7 @@ def step_sizes(n: int, steps: int) -> list[int]:
     sizes, done = [], 0
     for s in range(1, steps):
         left = int(n * math.acos(s / steps) / (math.pi / 2))
-        left = max(1, min(n - done - 1, left))      # one for the last step, one for this one
+        left = max(1, min(n - done - 1, left))      # one for the last step, one for this
         sizes.append(n - done - left)
         done += sizes[-1]
     return sizes + [n - done]
@@ -27,8 +28,8 @@ def step_sizes(n: int, steps: int) -> list[int]:
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
     cdf = logits.double().softmax(-1).cumsum(-1)                            # (..., V)
-    # Rounding may end the sum a little below 1: a number beyond it still means the last id that
-    # can be drawn at all, the first at which the sum has reached its end.
+    # Rounding may end the sum a little below 1. A number beyond the end must draw the last id whose
+    # probability is not zero: this is the first id at which the sum reaches its end.
     last = torch.nextafter(cdf[..., -1], torch.zeros_like(cdf[..., -1]))    # (...)
     at = torch.minimum(noise.double(), last)                                # (...)
     return torch.searchsorted(cdf, at[..., None], right=True)[..., 0]       # (...)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 def guide(logits: Tensor, guidance: float, schedule: str, sizes: Sequence[int],
           step: int) -> Tensor:
-    """p(x|c) · p(c|x)^(s-1), where by Bayes' rule p(c|x) is proportional to p(x|c) / p(x): so the
-    logarithm is c + (c - u)(s - 1), up to a constant, which is u + (c - u)s."""
+    """By Bayes' rule p(c|x) is proportional to p(x|c) / p(x). So the logarithm of
+    p(x|c) · p(c|x)^(s-1) is c + (c - u)(s - 1) = u + (c - u)s, up to a constant."""
     c, u = logits.chunk(2)                                                  # (B, M, V) each
     s = guidance
     if schedule == "linear":
@@ -18,7 +18,7 @@ def guide(logits: Tensor, guidance: float, schedule: str, sizes: Sequence[int],
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """An id stays if the likelier ones have not reached p without it."""
+    """An id stays if the total of the likelier ids is below p."""
     ranked, ids = logits.sort(dim=-1, descending=True)                      # (..., V)
     probabilities = ranked.softmax(-1)
     likelier = probabilities.cumsum(-1) - probabilities
@@ -27,7 +27,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def check_guidance(implementation: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """The four things, for fifty pairs of random logits."""
+    """Assert the four things for fifty pairs of random logits."""
     def close(a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a.softmax(-1), b.softmax(-1), rtol=0, atol=1e-9)
 
@@ -51,6 +51,6 @@ def check_guidance(implementation: Callable[[Tensor, Tensor, float], Tensor]) ->
 
 
 def agreement(joint: Tensor) -> Tensor:
-    """The first token's distribution is a sum over the second, and the other way round."""
+    """The distribution of each token is a sum over the other token."""
     first, second = joint.sum(2), joint.sum(1)                              # (B, V) each
     return (first * second).sum(1)

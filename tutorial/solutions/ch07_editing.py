@@ -1,4 +1,4 @@
-"""Chapter 7, without retraining: one way to write it."""
+"""Solutions of chapter 7."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 
 def cells_of_box(box: tuple[int, int, int, int], stride: int, grid: tuple[int, int]) -> Tensor:
-    """Starts round down to the cell they are in; ends, which are the first pixel outside, round up
-    to the first cell outside."""
+    """Starts are rounded down to their cell. Ends are the first pixels outside the box, so they are
+    rounded up to the first cell outside."""
     x0, y0, x1, y1 = box
     touched = torch.zeros(grid, dtype=torch.bool)
     touched[y0 // stride:-(-y1 // stride), x0 // stride:-(-x1 // stride)] = True
@@ -18,7 +18,7 @@ def cells_of_box(box: tuple[int, int, int, int], stride: int, grid: tuple[int, i
 
 
 def place(ids: Tensor, grid: tuple[int, int], at: tuple[int, int]) -> Tensor:
-    """Checked first: slices would cut or wrap without a word."""
+    """The check comes first, because slices would cut or wrap without an error."""
     (row, column), (h, w) = at, ids.shape
     if row < 0 or column < 0 or row + h > grid[0] or column + w > grid[1]:
         raise ValueError(f"at {row},{column}: {h}x{w} ids do not fit a grid of "
@@ -30,7 +30,7 @@ def place(ids: Tensor, grid: tuple[int, int], at: tuple[int, int]) -> Tensor:
 
 def inpaint(images: Tensor, mask: Tensor, stride: int, encode: Callable, decode: Callable,
             to_pixels: Callable) -> Tensor:
-    """Two masks: of cells for the decoder, of pixels for what is kept."""
+    """Two masks: the decoder uses the mask of cells, the last line uses the mask of pixels."""
     ids = encode(images.masked_fill(mask, 0))                                  # (B, h, w)
     touched = F.max_pool2d(mask[None].float(), stride)[0] > 0                  # (h, w)
     known = ids.masked_fill(touched, -1)
@@ -39,7 +39,7 @@ def inpaint(images: Tensor, mask: Tensor, stride: int, encode: Callable, decode:
 
 
 def check_known_stays(complete: Callable) -> None:
-    """Each known position is changed alone, so that one that is not read is noticed."""
+    """Change each known position alone, so that the check notices a position that is not read."""
     rng = np.random.default_rng(0)
     for share in (0.2, 0.5, 0.8):
         ids = torch.from_numpy(rng.integers(0, 7, 12))
@@ -51,7 +51,7 @@ def check_known_stays(complete: Callable) -> None:
             drawn = complete(known.clone(), seed)
             assert torch.equal(drawn[is_known], known[is_known]), (known, drawn)
             assert ((drawn >= 0) & (drawn < 7)).all(), (known, drawn)
-    # The strictest case for dependence: two known ids, ten to be drawn.
+    # The strictest case for dependence: two known ids, ten to draw.
     known = torch.full((12,), -1)
     known[3], known[8] = 5, 0
     plain = [complete(known.clone(), seed) for seed in range(30)]

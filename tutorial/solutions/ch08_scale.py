@@ -1,4 +1,4 @@
-"""Chapter 8, to ImageNet: one way to write it."""
+"""Solutions of chapter 8."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, peak: float, final: float) -> float:
-    """`step + 1`, so that the first step learns something."""
+    """`step + 1`, because with `step` the first step would have rate 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / (steps - warmup)
@@ -17,7 +17,7 @@ def warmup_cosine(step: int, steps: int, warmup: int, peak: float, final: float)
 
 
 def training_bytes(shapes: list[tuple[int, ...]], processes: int, shard: bool) -> dict[str, int]:
-    """Copies do not get smaller by being many."""
+    """Without sharding the number of processes makes no difference."""
     count = sum(math.prod(shape) for shape in shapes)
     held = -(-count // processes) if shard else count
     return {"weights": 4 * held, "gradients": 4 * held, "moments": 8 * held, "average": 4 * held}
@@ -25,7 +25,8 @@ def training_bytes(shapes: list[tuple[int, ...]], processes: int, shard: bool) -
 
 def rows_of(seed: int, step: int, batch: int, n: int, rank: int, world: int,
             micro_batch: int) -> list[tuple[Tensor, float]]:
-    """Drawn for all, then cut. A row counts weight / (rows of its piece) / world = 1 / batch."""
+    """Draw for the whole batch, then cut. A row counts weight / (rows of its piece) / world, which
+    must be 1 / batch."""
     orders = torch.from_numpy(
         np.random.default_rng([seed, step]).random((batch, n)).argsort(axis=1))
     mine = orders[rank * batch // world:(rank + 1) * batch // world]
@@ -33,7 +34,7 @@ def rows_of(seed: int, step: int, batch: int, n: int, rank: int, world: int,
 
 
 def check_resume(train: Callable) -> None:
-    """Disturb the global stream between the parts, and continue twice from one state."""
+    """Change the global random stream between the parts, and continue twice from one state."""
     torch.manual_seed(3)
     whole = train(None, 12)
     torch.manual_seed(3)

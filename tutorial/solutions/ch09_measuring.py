@@ -17,8 +17,8 @@ TABLE = {"attention_norm.gain": ["attn_norm.weight"],
 def frechet_distance(features: Tensor, others: Tensor) -> float:
     """|m - m'|² + tr(C) + tr(C') - 2 tr((C C')^½).
 
-    C C' is not symmetric, but it has the eigenvalues of the product of one half of it with the
-    other, C^½ C' C^½, which is; their roots add up to the trace.
+    C C' is not symmetric, but it has the same eigenvalues as C^½ C' C^½, which is symmetric. The
+    sum of their square roots is the trace.
     """
     features, others = features.double(), others.double()
     apart = features.mean(0) - others.mean(0)
@@ -30,7 +30,7 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
 
 def rename(state: dict[str, Tensor], back: bool = False) -> dict[str, Tensor]:
-    """The table, once for every block number that occurs."""
+    """Apply the table once for every block number that occurs."""
     pattern = r"content\.(\d+)\." if back else r"layers\.self_dec\.(\d+)\."
     left, renamed = dict(state), {}
     for i in dict.fromkeys(m[1] for name in state if (m := re.match(pattern, name))):
@@ -46,7 +46,7 @@ def rename(state: dict[str, Tensor], back: bool = False) -> dict[str, Tensor]:
 
 
 def check_distance(distance: Callable[[Tensor, Tensor], float]) -> None:
-    """Five properties, on sets of unlike sizes, centres and shapes."""
+    """Five properties, on sets of different sizes, centres and shapes."""
     for seed in range(3):
         g = torch.Generator().manual_seed(seed)
 
@@ -56,8 +56,8 @@ def check_distance(distance: Callable[[Tensor, Tensor], float]) -> None:
         y = normal(14, 3) @ normal(3, 3) + normal(3)
         t, turn = 2 * normal(3), torch.linalg.qr(normal(3, 3)).Q
         far = distance(x, y)
-        assert abs(distance(x, x)) < 1e-6, "from itself"
-        assert abs(distance(y, x) - far) < 1e-6, "the other way round"
+        assert abs(distance(x, x)) < 1e-6, "distance from itself"
+        assert abs(distance(y, x) - far) < 1e-6, "sets exchanged"
         assert abs(distance(x @ turn, y @ turn) - far) < 1e-6, "both turned"
         assert abs(distance(x + t, y + t) - far) < 1e-6, "both shifted"
         for step in (t, 2 * t):
@@ -65,6 +65,6 @@ def check_distance(distance: Callable[[Tensor, Tensor], float]) -> None:
 
 
 def standard_error(first: Tensor, second: Tensor) -> float:
-    """Of the mean of the paired differences."""
+    """The standard error of the mean of the paired differences."""
     apart = first.double() - second.double()
     return float(apart.std() / len(apart) ** 0.5)
