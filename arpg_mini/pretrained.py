@@ -8,7 +8,8 @@ the shapes of the tensors.
 
 import re
 import zipfile
-from pathlib import Path
+from argparse import Namespace
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,13 @@ from .model import ARPG
 from .tokenizer import VQTokenizer
 
 WRAPPERS = ("ema", "model", "module", "state_dict")  # keys of the weights in training checkpoints
+# Parts of names that DDP, torch.compile and FSDP put in, anywhere and in any nesting.
+ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+PLAIN = [Namespace, (PurePosixPath, "pathlib.PosixPath")]  # what such arguments consist of
 REOPEN = 2**28                                       # after so many bytes the file is mapped again
+UNUSED = "quantize.codebook_used"                    # a counter of the tokenizer's training
 # The paper's, by layers (ARPG-L, -XL, -XXL) and steps.
 BEST_GUIDANCE = {24: {32: 5.4, 64: 5.1}, 36: {32: 6.6, 64: 5.3}, 48: {32: 6.5, 64: 6.3}}
-UNUSED = "quantize.codebook_used"                    # a counter of the tokenizer's training
 
 
 def arpg_names(config: ModelConfig) -> dict[str, list[str]]:
@@ -74,15 +78,18 @@ def tokenizer_names(tokenizer: VQTokenizer) -> dict[str, list[str]]:
 
 
 def read_file(path: Path, **how):
-    """`torch.load` onto the CPU, never unpickling objects. UserError names an unreadable file."""
+    """`torch.load` onto the CPU, never unpickling objects, except the arguments that the authors'
+    training scripts add (`PLAIN`). UserError names an unreadable file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, **how)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(path, map_location="cpu", weights_only=True, **how)
     except Exception as error:  # the unpickler of a hostile file may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint, truncated or foreign "
-                        f"({reason[:100]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it holds an object of {found[1]}; save its weights alone"
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -90,17 +97,15 @@ def read(path: Path) -> dict[str, Tensor]:
 
     If there are several sets of weights, the running average (`ema`) is used.
     """
-    content = read_file(path, mmap=zipfile.is_zipfile(path))
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+    state = read_file(path, mmap=zipfile.is_zipfile(path))
+    while isinstance(state, dict) and (inner := [state[wrapper] for wrapper in WRAPPERS
+                                                 if isinstance(state.get(wrapper), dict)]):
+        state = inner[0]
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: holds no tensors by name, bare or as {', '.join(WRAPPERS)}")
-    for prefix in ("module.", "_orig_mod."):         # added by DDP and by torch.compile
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): t for name, t in content.items()}
-    return content
+    return {".".join(part for part in name.split(".") if part not in ADDED): tensor
+            for name, tensor in state.items()}
 
 
 def some(names: set[str]) -> str:

@@ -152,7 +152,7 @@ def test_both_commands(tmp_path, monkeypatch, capsys, arpg):
     for flags, says in (
             (released[:2], "--released FILE and --tokenizer FILE go together"),
             ([], "give a run folder or --released FILE"), (["run", *released], "one of the two"),
-            ([*released, "--out", "arpg.pt"], "none of them read from"),
+            ([*released, "--out", "arpg.pt"], "--out arpg.pt: must end in .png"),
             ([*released, "--classes", "5"], "--classes '5': must be 0 to 4"),
             (["--released", "vq.pt", "--tokenizer", "vq.pt"], "vq.pt: is no such released model")):
         assert draw(*flags) == 2

@@ -26,7 +26,9 @@ class Pictures:
                  fingerprint: str):
         self.images, self.labels, self.classes = images, labels.astype(np.int64), list(classes)
         self.fingerprint = fingerprint
+        self.side = images.shape[1] if images.ndim == 4 else 0      # pixels
         self.bad: dict[str, str] = {}           # name -> why it can't be used
+        self.left_out: dict[str, str] = {}      # the same of what is not in the list
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,7 +135,7 @@ FASHION_FILES = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), CACHE / "arpg_mini/fashion-mnist")
 
 
@@ -165,10 +167,10 @@ def find_fashion(folder: Path | None = None, url: str = FASHION_URL,
     if folder:
         raise UserError(f"{folder}: lacks one of {', '.join(FASHION_FILES)} (.gz or not)")
     target = folders[-1]
-    target.mkdir(parents=True, exist_ok=True)
     for name, sha256 in FASHION_FILES.items():
         part = target / f"{name}.part"
         try:
+            target.mkdir(parents=True, exist_ok=True)
             with urllib.request.urlopen(f"{url}{name}.gz", timeout=60) as source:
                 total = int(source.headers.get("Content-Length", 0))
                 with open(part, "wb") as sink, tqdm(desc=name, total=total, unit="B") as bar:

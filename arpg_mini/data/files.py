@@ -17,12 +17,18 @@ def write_whole(path: Path, write) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            write(file)
+            try:
+                write(file)
+            except RuntimeError:    # torch hides why the disk refused; one more write tells it
+                file.write(bytes(2**20))
+                file.flush()
+                raise
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise UserError(f"{path}: can't be written ({error})") from error
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: can't be written ({reason})") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

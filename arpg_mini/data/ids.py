@@ -18,7 +18,7 @@ import numpy as np
 from .. import UserError
 from .builtin import Pictures
 from .files import digest, write_whole
-from .folders import FileSource, Listing, class_folders
+from .folders import FileSource, Kind, Listing, class_folders, hold_out, list_files, usable
 
 PART = 256                                      # pictures per part
 MARGIN = 1.1                                    # shorter side of a picture for ten-crop, in sides
@@ -49,9 +49,8 @@ class IdFiles(FileSource):
     """Extracted ids, one file per picture: (views, N) or (1, views, N) whole numbers below `vocab`,
     with as many views and tokens as the first readable file."""
 
-    def __init__(self, files: Listing, root: Path, labels: Sequence[int], classes: Sequence[str],
-                 vocab: int):
-        super().__init__(files, root, labels, classes, f"ids 1 {vocab}")
+    def __init__(self, files: Listing, root: Path, classes: Sequence[str], vocab: int):
+        super().__init__(files, root, classes, f"ids 1 {vocab}")
         self.vocab, self.sizes = vocab, None
         for i in range(min(64, len(files))):
             if (first := self.load_one(i, 0)) is not None:
@@ -61,7 +60,7 @@ class IdFiles(FileSource):
         raise UserError(f"{file}: no ids of this tokenizer ({why}), nor are the next 63 files")
 
     def read(self, path: Path, side: int) -> np.ndarray:
-        ids = np.load(path, allow_pickle=False)
+        ids = load_npy(path)
         ids = ids[0] if ids.ndim == 3 and len(ids) == 1 else ids
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not ids.size:
             raise ValueError(f"{ids.dtype} {ids.shape}, not whole numbers (views, N)")
@@ -73,39 +72,72 @@ class IdFiles(FileSource):
         return ids.astype(np.uint16)
 
 
+ID_KIND = Kind({".npy"}, lambda path: False, lambda path: None)
+
+
+def codes_in(root: Path) -> tuple[Path, Path] | None:
+    """The folders of codes and of labels in `root`, such as `imagenet256_codes` and
+    `imagenet256_labels`, or None. UserError if there are several."""
+    pairs = [(codes, labels) for codes in sorted(root.glob("*codes")) if codes.is_dir()
+             and (labels := codes.with_name(codes.name[:-5] + "labels")).is_dir()]
+    if len(pairs) > 1:
+        raise UserError(f"--data {root}: holds {pairs[0][0].name} and {pairs[1][0].name}; only one "
+                        "of them can be trained on")
+    return pairs[0] if pairs else None
+
+
+def holds_ids(root: Path) -> bool:
+    """Whether a folder holds extracted ids, in one of the layouts of `id_files`."""
+    return bool(codes_in(root)) or any(next(folder.glob("*.npy"), None)
+                                       for base in (root / "train", root)
+                                       for folder in base.glob("[0-9]*"))
+
+
 def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
     """Training and held-out ids of a folder of extracted ids, or None for another kind of folder.
 
     Two layouts: `CLASS_INDEX/NAME.npy` (below `train` and `val`, or held out by checksum), and
-    `codes/N.npy` with the class of each in `labels/N.npy`.
+    `codes/N.npy` with the class of each in `labels/N.npy`; their names may begin alike, as in
+    `imagenet256_codes` and `imagenet256_labels`.
     """
-    if (root / "codes").is_dir() and (root / "labels").is_dir():
-        _, parts = class_folders(root, {".npy"})
-        listed = [[f for f in files if f.path.startswith("codes")] for _, files in parts]
+    if not holds_ids(root):
+        return None
+    if pair := codes_in(root):
+        codes, labels = pair
+        files, left_out = list_files(root, [codes.name], ID_KIND)
         with ThreadPoolExecutor(16) as pool:
-            labels = [list(pool.map(lambda f: read_label(root / "labels" / f.path[6:]), files))
-                      for files in listed]
-        if not all(listed):
-            raise UserError(f"--data {root}: codes has too few .npy files to hold some out")
-    elif root.is_dir() and any((next(d.glob("*.npy"), None) for base in (root / "train", root)
-                                for d in base.glob("[0-9]*"))):
-        names, parts = class_folders(root, {".npy"})
+            files = list(pool.map(lambda f: f._replace(
+                label=read_label(labels / Path(f.path).relative_to(codes.name))), files))
+        if len(files) < 2:
+            raise UserError(f"--data {root}: {codes.name} has {len(files)} .npy files; at least 2 "
+                            "are needed")
+        classes = range(1 + max(f.label for f in files))
+        stay = {path for path, _ in usable(root, classes, files, ID_KIND)}
+        parts = [(root, part) for part in hold_out(root, files, stay)]
+    else:
+        names, parts, left_out = class_folders(root, ID_KIND)
         if wrong := [name for name in names if not name.isdecimal()]:
             raise UserError(f"--data {root}: folders of ids are named by class number, not "
                             f"{wrong[0]!r}")
-        listed = [files for _, files in parts]
-        labels = [[int(names[f.label]) for f in files] for files in listed]
-    else:
-        return None
-    classes = [str(i) for i in range(1 + max(map(max, labels)))]
-    return [IdFiles(files, folder, numbers, classes, vocab)
-            for files, (folder, _), numbers in zip(listed, parts, labels)]
+        parts = [(folder, [f._replace(label=int(names[f.label])) for f in files])
+                 for folder, files in parts]
+    classes = [str(i) for i in range(1 + max(f.label for _, files in parts for f in files))]
+    sources = [IdFiles(files, folder, classes, vocab) for folder, files in parts]
+    sources[0].left_out = left_out
+    return sources
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """The array in a file, which must be as long as its header says."""
+    if not path.is_file():
+        raise ValueError("no regular file")
+    return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def read_label(path: Path) -> int:
     """The class in a file that holds one whole number."""
     try:
-        label = np.load(path, allow_pickle=False)
+        label = load_npy(path)
         if label.dtype.kind not in "iu" or label.size != 1 or not 0 <= label.item() < 65536:
             raise ValueError(f"{label.dtype} {label.shape}, {label.ravel()[:3]}")
         return label.item()
@@ -118,13 +150,16 @@ def verified(stem: Path) -> dict:
     names a file that is missing or has changed since it was written."""
     about = stem.with_suffix(".json")
     try:
-        said = json.loads(about.read_text())
+        said = json.loads(about.read_text(encoding="utf-8"))
         for suffix in (".npy", ".labels.npy"):
             if digest(stem.with_suffix(suffix)) != said["sha256"][suffix]:
                 raise UserError(f"{stem.with_suffix(suffix)}: has changed since it was written "
                                 f"(its checksum is not the one in {about.name})")
+        if not (isinstance(said["made_of"]["tokenizer"], str) and isinstance(said["pictures"], int)
+                and said["classes"] and all(isinstance(name, str) for name in said["classes"])):
+            raise ValueError("it lacks what made them, their number or their classes")
         return said
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{about}: does not describe files of ids "
                         f"({type(error).__name__}: {error})") from None
 
@@ -175,7 +210,7 @@ def mark_of(made_of: dict) -> str:
 def put_together(source: Pictures, stem: Path, made_of: dict) -> dict:
     """Join all parts into one array and write its description, which is returned."""
     paths = [part_file(stem, p) for p in range(-(-len(source) // PART))]
-    heads, kept, bad = [], [], {}
+    heads, kept, bad = [], [], dict(source.left_out)
     for path in paths:
         part = read_part(path, mark_of(made_of))
         if part is None:

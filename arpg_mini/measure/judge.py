@@ -4,6 +4,7 @@ The one idea: the built-in pictures have known classes and colours. So a small c
 the class of a generated picture, and a count of palette pixels its colour.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,16 +108,16 @@ def load_judge(name: str, path: Path) -> Classifier:
         judge = Classifier(10)
         checkpoint.fill(judge, checkpoint.load(path, f"judge of {name}").get("judge", {}), path)
         return judge.eval()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error})") from None
     if name == "shapes":
         judge = shapes_classifier()
     else:
         pictures = fashion_pictures("train")
         judge = train_classifier(pictures.images, pictures.labels, steps=1500)
-    checkpoint.save(path, f"judge of {name}", judge=judge.state_dict())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, f"judge of {name}", judge=judge.state_dict())
+    except (UserError, OSError) as error:
+        print(f"the judge was not stored for the next time: {error}", file=sys.stderr)
     return judge
 
 

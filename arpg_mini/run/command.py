@@ -1,9 +1,11 @@
 """How every command reads its flags and reports a user's mistake: one line, exit code 2."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from .. import UserError
 
@@ -11,10 +13,15 @@ from .. import UserError
 Flags = dict[str, list[tuple]]
 DEVICE = ("--device", str, "cpu or cuda (default: cuda if there is one)")
 PRECISION = ("float32", "bfloat16")
+LAUNCHED = "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR"
 
 
 class Parser(argparse.ArgumentParser):
     """Prints one line when a flag is wrong, and ends with exit code 2."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        print_anything()
 
     def error(self, message: str):
         sys.exit(complain(self.prog, re.sub(r"^argument (-\S+): (?=.*: must be)", r"\1 ", message)))
@@ -41,7 +48,7 @@ def choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def number(kind: type, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+def number(kind: type, least: float, most: float = 2**62) -> Callable[[str], float]:
     """A flag that takes a number in a range."""
     def parse(text: str) -> float:
         try:
@@ -49,7 +56,7 @@ def number(kind: type, least: float, most: float = sys.float_info.max) -> Callab
                 return kind(text)
         except ValueError:
             pass
-        until = " or more" if most == sys.float_info.max else f" to {most}"
+        until = " or more" if most == 2**62 else f" to {most}"
         raise argparse.ArgumentTypeError(
             f"{text}: must be {least}{until}{', a whole number' * (kind is int)}")
     return parse
@@ -69,17 +76,55 @@ def numbers(form: str, least: int) -> Callable[[str], tuple[int, ...]]:
     return parse
 
 
+def check_output(flag: str, file: Path, ending: str) -> None:
+    """UserError unless a file of this ending can be written there."""
+    if file.suffix.lower() != ending:
+        raise UserError(f"{flag} {file}: must end in {ending}, the format that is written")
+    if file.is_dir():
+        raise UserError(f"{flag} {file}: is a folder, not a file")
+    if not file.parent.is_dir():
+        raise UserError(f"{flag} {file}: no such folder as {file.parent}")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {file}: this user may not write into {file.parent}")
+
+
+def launcher() -> tuple[int, int, int] | None:
+    """RANK, WORLD_SIZE and LOCAL_RANK, if torchrun or another launcher started this process. A
+    launcher sets all of `LAUNCHED`. If some are unset or empty, the others are left over from
+    something else and mean nothing. UserError names numbers that can't be."""
+    if not all(os.environ.get(name) for name in LAUNCHED):
+        return None
+    texts = [os.environ[name] for name in LAUNCHED]
+    if all(text.isdecimal() for text in texts[:4]) and int(texts[0]) < int(texts[1]):
+        return int(texts[0]), int(texts[1]), int(texts[2])
+    raise UserError(f"{', '.join(map('='.join, zip(LAUNCHED[:4], texts)))}: must be whole numbers, "
+                    "RANK below WORLD_SIZE; unset them if no launcher started this program")
+
+
+def print_anything() -> None:
+    """Print characters that the terminal does not know as escape codes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def complain(program: str, message: object) -> int:
     """Print one line for the user and return the exit code of their mistakes."""
-    print(f"{program}: error: {message}", file=sys.stderr)
+    if isinstance(message, OSError) and message.filename:
+        message = f"{message.filename}: {message.strerror}"
+    print(f"{program}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
 
 def exit_code(program: str, work: Callable[[], int | None]) -> int:
-    """Do the work. A user's mistake ends in one line and code 2, Ctrl-C in one line and 130."""
+    """Do the work. A mistake of the user, or a file or disk that fails, ends in one line and code
+    2, Ctrl-C in one line and 130."""
     try:
         return work() or 0
-    except UserError as error:
+    except BrokenPipeError:                     # as in `| head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (UserError, OSError) as error:
         return complain(program, error)
     except KeyboardInterrupt:
         complain(program, "interrupted")

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import UserError
-from ..config import VIEWS, TokenizerConfig, presets
-from .command import DEVICE, PRECISION, Parser, number
+from ..config import VIEWS, ModelConfig, Preset, TokenizerConfig, TrainConfig, presets
+from .command import DEVICE, PRECISION, Parser, launcher, number
 
 COUNT = number(int, 1)
 FLAGS = {
@@ -64,6 +64,7 @@ FLAGS = {
 STORED = {"tokenizer": "tokenizer_file", "steps": "train.steps", "lr": "train.lr",
           "tokenizer_steps": "train.tokenizer_steps", "batch_size": "train.batch_size",
           "dropout": "model.dropout"}
+NAMED, PATHS = ("shapes", "fashion-mnist"), ("data", "tokenizer_file", "init")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,6 +75,45 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def alike(value: object, usual: object) -> bool:
+    """Whether a stored value has the type of a usual one, and could be one."""
+    if isinstance(usual, dict):
+        return isinstance(value, dict) and all(name in usual and alike(inner, usual[name])
+                                               for name, inner in value.items())
+    if isinstance(usual, tuple):
+        return isinstance(value, list) and all(alike(inner, usual[0]) for inner in value)
+    if isinstance(usual, (bool, str)):
+        return type(value) is type(usual)
+    if usual is None:
+        return value is None or isinstance(value, str)
+    whole = isinstance(usual, int)
+    return (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            and (1 if whole and usual else 0) <= value < 2**62)
+
+
+def read_stored(file: Path, usual: Preset) -> dict:
+    """The description in a run's config.json. UserError if it is none."""
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        run = {"control": None, "init": None, **run}
+        wanted = {"preset": "", "seed": 0, "tokenizer_file": None, "control": None, "init": None,
+                  "classes": ("",), **asdict(usual)}
+        if wrong := [name for name in wanted if not alike(run.get(name, ...), wanted[name])
+                     and (name != "classes" or name in run)]:
+            raise ValueError(f"its {wrong[0]} is missing or can't be")
+        for kind, name in ((ModelConfig, "model"), (TokenizerConfig, "tokenizer"),
+                           (TrainConfig, "train")):
+            kind(**run[name])
+        return run
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"--resume: {file}: no run to resume ({error})") from None
+
+
+def same_file(path: str, other: str) -> bool:
+    """Whether two paths name the same file or folder."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 def describe_run(options: argparse.Namespace) -> dict:
     """The whole description of a run as plain values: its preset's, changed by the given flags.
 
@@ -82,19 +122,14 @@ def describe_run(options: argparse.Namespace) -> dict:
     """
     known = presets()
     data = options.data or known[options.preset or "shapes"].data
-    name = options.preset or (data if data in ("shapes", "fashion-mnist") else "folder")
+    name = options.preset or (data if data in NAMED else "folder")
     options.out = options.out or Path("runs") / name
     stored = options.out / "config.json"
     if options.resume and not (stored.exists() or not (options.preset or options.data)):
         options.resume = False              # a resubmitted job may find no run yet
     if options.resume:
-        try:
-            run = {"control": None, "init": None, **json.loads(stored.read_text())}
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"--resume: {stored}: no run to resume ({error})") from None
-        if not run.keys() >= asdict(known["shapes"]).keys():
-            raise UserError(f"--resume: {stored}: not the description of a run")
-    elif stored.exists() and not options.plan and "WORLD_SIZE" not in os.environ:
+        run = read_stored(stored, known["shapes"])
+    elif stored.exists() and not options.plan and not launcher():
         raise UserError(f"--out {options.out}: already holds a run; add --resume to continue it, "
                         "or name another folder")
     else:
@@ -106,12 +141,15 @@ def describe_run(options: argparse.Namespace) -> dict:
         place = run[inner[0]] if inner else run
         if value is None:
             continue
-        value = str(value) if isinstance(value, Path) else value
-        if options.resume and place[key] != value:
+        if key in PATHS and value not in NAMED:
+            value = os.path.abspath(value)      # a run may be resumed from another folder
+        if options.resume and place[key] != value and not (
+                key in PATHS and place[key] and same_file(place[key], value)):
             raise UserError(f"--{flag.replace('_', '-')} {value}: the run in {options.out} was "
                             f"started with {place[key]}; leave the flag out")
-        place[key] = value
-    if run["views"] == "ten-crop" and run["data"] in ("shapes", "fashion-mnist"):
+        if not options.resume:
+            place[key] = value
+    if run["views"] == "ten-crop" and run["data"] in NAMED:
         raise UserError("--views ten-crop: needs larger pictures, from a folder")
     for flag, file in (("tokenizer", options.tokenizer), ("init", options.init)):
         if file and not file.is_file():
@@ -121,12 +159,16 @@ def describe_run(options: argparse.Namespace) -> dict:
         raise UserError(f"--preset {run['preset']}: needs a trained tokenizer, --tokenizer FILE")
     if run["model"]["dropout"] >= 1:
         raise UserError(f"--dropout {run['model']['dropout']}: must be 0 or more and below 1")
-    processes = int(os.environ.get("WORLD_SIZE", options.gpus))  # torchrun sets WORLD_SIZE
+    processes = (launcher() or (0, options.gpus))[1]
     if run["train"]["batch_size"] % processes:
         raise UserError(f"--batch-size {run['train']['batch_size']}: must be a multiple of "
                         f"--gpus {processes}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out}: is not a folder")
+    for place in (options.out, *options.out.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(f"--out {options.out}: {place} is a link to {os.readlink(place)}, "
+                            "which does not exist")
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out {options.out}: {place} is not a folder")
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: needs that package; pip install tensorboard")
     return run

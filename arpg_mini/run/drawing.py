@@ -15,12 +15,13 @@ from tqdm import tqdm
 from .. import UserError, pretrained
 from ..control import edges
 from ..data import images
-from ..data.folders import plain_picture
+from ..data.colours import plain_picture
 from ..editing import complete_steps, plan_windows, to_pixels
 from ..model import ARPG
 from ..sampling import Settings
 from ..tokenizer import VQTokenizer, to_device
 from . import checkpoint, processes, replay
+from .request import settle
 
 MOST_LARGER = 64                                # a grid may have this many times the trained tokens
 
@@ -31,23 +32,6 @@ def check_settings(**settings) -> None:
         Settings(**settings)
     except ValueError as error:
         raise UserError(f"--{str(error).replace('_', '-', 1)}") from None
-
-
-def pick_classes(text: str | None, names: list[str]) -> list[int]:
-    """The class numbers that --classes gives by number or name."""
-    if text is None:
-        return list(range(len(names)))
-    picked = []
-    for word in text.split(","):
-        if word.strip() in names:
-            picked.append(names.index(word.strip()))
-        elif word.strip().isdecimal() and len(word) < 9 and int(word) < len(names):
-            picked.append(int(word))
-        else:
-            known = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-            raise UserError(f"--classes {word.strip()!r}: must be 0 to {len(names) - 1} "
-                            f"or a name ({known})")
-    return picked
 
 
 @dataclass
@@ -98,6 +82,7 @@ def load(options, device: torch.device) -> Drawer:
         raise UserError(f"{options.tokenizer or options.run / 'tokenizer.pt'}: has "
                         f"{tokenizer.config.codebook_size} ids; the model draws "
                         f"{model.config.vocab_size}")
+    settle(options, names)
     n = model.config.grid[0] * model.config.grid[1]
     steps = max(1, n // 4) if options.steps is None else options.steps
     if not 1 <= steps <= n:
@@ -125,7 +110,7 @@ def check_grid(flag: str, grid: tuple[int, int], drawer: Drawer) -> None:
 
 def draw(drawer: Drawer, options, device: torch.device) -> None:
     """In every process: draw a part of every batch. Process 0 writes the files."""
-    classes = pick_classes(options.classes, drawer.names)
+    classes = options.classes or range(len(drawer.names))
     grid = options.grid or tuple((options.expand or 1) * g for g in drawer.model.config.grid)
     check_grid("--grid" if options.grid else f"--expand {options.expand}", grid, drawer)
     side = tuple(g * drawer.stride for g in grid)
@@ -207,6 +192,8 @@ def save_animation(options, frames: list[np.ndarray], zoom: int) -> None:
 def open_picture(flag: str, path: Path, ground: str = "white") -> Image.Image:
     """A picture file as RGB. UserError names one that can't be read."""
     try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
         with Image.open(path) as image:
             return plain_picture(image, ground)
     except Exception as error:                  # a codec may raise anything

@@ -5,8 +5,10 @@ the preparation first looks at what is already there. So starting a run, resumin
 and resuming it on another number of processes are the same code.
 """
 
+import contextlib
 import json
 import math
+import os
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +23,17 @@ from .. import UserError, training
 from ..config import ModelConfig, TokenizerConfig, TrainConfig
 from ..data import builtin, folders
 from ..data.files import also_as, sweep, write_whole
-from ..data.ids import MARGIN, IdFiles, Ids, crops, encode_parts, id_files, put_together, verified
+from ..data.ids import (
+    MARGIN,
+    IdFiles,
+    Ids,
+    crops,
+    encode_parts,
+    holds_ids,
+    id_files,
+    put_together,
+    verified,
+)
 from ..tokenizer import VQTokenizer, to_device
 from . import checkpoint, processes
 
@@ -30,7 +42,7 @@ try:
 except ImportError:                             # not on Windows
     fcntl = None
 
-PARTS = "train", "val"
+PARTS, LOCK = ("train", "val"), ".lock"
 held: list = []                                 # open files whose locks this process holds
 
 
@@ -57,18 +69,14 @@ def load_pictures(run: dict) -> list[builtin.Pictures]:
 
 
 def check_sizes(run: dict, pictures: builtin.Pictures, stride: int) -> int:
-    """How many ids a picture becomes. UserError unless the pictures can be read and cut into ids of
-    `stride` pixels per side."""
-    _, sample = pictures.load(range(min(64, len(pictures))))
-    if not len(sample):
-        raise UserError(f"{next(iter(pictures.bad))}: no readable picture, nor are the next 63")
-    if sample.shape[1] % stride:
-        raise UserError(f"--side {sample.shape[1]}: must be a multiple of the tokenizer's stride, "
+    """How many ids a picture becomes. UserError unless the pictures can be cut into ids of `stride`
+    pixels per side."""
+    if pictures.side % stride:
+        raise UserError(f"--side {pictures.side}: must be a multiple of the tokenizer's stride, "
                         f"{stride}")
     if run["views"] == "ten-crop" and not isinstance(pictures, folders.FolderPictures):
         raise UserError("--views ten-crop: needs larger pictures, from a folder")
-    side = run["side"] if run["views"] == "ten-crop" else sample.shape[1]
-    return (side // stride)**2
+    return (pictures.side // stride)**2
 
 
 def named_tokenizer(run: dict, out: Path) -> VQTokenizer | None:
@@ -111,12 +119,43 @@ def train_tokenizer(run: dict, options, pictures: builtin.Pictures,
 
 
 def begin(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pictures] | None:
-    """In the first process: leave `config.json` and `tokenizer.pt` in the run folder. Returns the
+    """In the first process: lock the run folder and fill it, see `fill`. A run that can't start
+    leaves no folder."""
+    lock(options.out)
+    try:
+        return fill(run, options, stop, device)
+    finally:
+        if not (options.out / "config.json").exists():
+            with contextlib.suppress(OSError):
+                (options.out / LOCK).unlink()
+                options.out.rmdir()
+
+
+def lock(out: Path) -> None:
+    """Make the run folder and lock it until this process ends. UserError if another process holds
+    the lock, or if nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held.append(open(out / LOCK, "ab"))
+    except OSError as error:
+        raise UserError(f"--out {out}: can't be made or written ({error.strerror})") from None
+    try:
+        if fcntl:
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(held[-1].fileno()).st_nlink == 0:   # the other one has just left
+            raise BlockingIOError
+    except BlockingIOError:
+        raise UserError(f"--out {out}: another process is using it") from None
+    except OSError:
+        pass                                    # this disk has no locks
+
+
+def fill(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pictures] | None:
+    """Leave `config.json` and `tokenizer.pt` in the run folder. Returns the
     pictures that must still be encoded, or None if the run has all of its ids."""
     out, folder = options.out, Path(run["data"])
     if (out / "config.json").exists() and not options.resume:
         raise UserError(f"--out {out}: already holds a run; add --resume to continue it")
-    lock(out)
     for place in (out, *(out / "ids" / f"{part}.parts" for part in PARTS)):
         sweep(place)
     tokenizer = named_tokenizer(run, out)
@@ -125,12 +164,15 @@ def begin(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pict
         source, said = None, [verified(ready / part) for part in PARTS]
         mark, tokens = said[0]["made_of"]["tokenizer"], Ids(ready / "train").ids.shape[2]
         if tokenizer is None or mark not in ("", checkpoint.fingerprint(tokenizer)):
-            raise UserError(f"--tokenizer {run['tokenizer_file']}: must be the one that encoded "
-                            f"the ids in {ready}")
+            raise UserError(f"--tokenizer {run['tokenizer_file'] or 'FILE'}: must be the one that "
+                            f"encoded the ids in {ready}")
         classes = said[0]["classes"]
     elif run.get("classes") and (said := finished(out, tokenizer)):
-        source, classes, tokens = None, said["classes"], Ids(out / "ids" / "train").ids.shape[2]
+        source, classes, tokens = None, said[0]["classes"], Ids(out / "ids" / "train").ids.shape[2]
     else:
+        if tokenizer is None and holds_ids(folder):
+            raise UserError(f"--data {folder}: holds ids; --tokenizer FILE must name the tokenizer "
+                            "that made them")
         source = tokenizer and id_files(folder, tokenizer.config.codebook_size)
         if source is None:
             source = load_pictures(run)
@@ -139,6 +181,11 @@ def begin(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pict
         else:
             tokens = source[0].sizes[1]
         classes = source[0].classes
+        said = [{"pictures": len(part)} for part in source]
+        tell_left_out(source[0].left_out, out / "ids" / "train.json")
+    train, held_out = (part["pictures"] for part in said)
+    print(f"{run['data']}: {len(classes)} class{'es' * (len(classes) != 1)} "
+          f"({folders.short(classes)}), {train + held_out:,} pictures, {held_out:,} held out")
     if run.get("classes", classes) != classes:
         raise UserError(f"--data {run['data']}: its classes have changed since the run in {out} "
                         "was started")
@@ -152,10 +199,8 @@ def begin(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pict
                      "vocab_size": of.codebook_size,
                      "control_stride": of.stride if run["control"] else 0}
     if not (out / "config.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(run, indent=1).encode()
         write_whole(out / "config.json", lambda file: file.write(text))
-        lock(out)
     if tokenizer and not (out / "tokenizer.pt").exists():
         checkpoint.save_tokenizer(out / "tokenizer.pt", tokenizer)
     if tokenizer is None and source:
@@ -167,27 +212,15 @@ def begin(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pict
     return source
 
 
-def lock(out: Path) -> None:
-    """Lock the run folder until this process ends. UserError if another process holds the lock."""
-    if fcntl is None or not (out / "config.json").exists():
-        return
-    try:
-        held.append(open(out / "config.json"))
-        fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out {out}: another process is using it") from None
-    except OSError:
-        pass                                    # this disk has no locks
-
-
-def finished(out: Path, tokenizer: VQTokenizer | None) -> dict | None:
-    """What describes the run's ids, if they are whole and its finished tokenizer made them."""
+def finished(out: Path, tokenizer: VQTokenizer | None) -> list[dict] | None:
+    """What describes both parts of the run's ids, if they are whole and its finished tokenizer made
+    them."""
     try:
         said = [verified(out / "ids" / part) for part in PARTS]
         if tokenizer is None:
             tokenizer, saved = checkpoint.load_tokenizer(out / "tokenizer.pt")
         mark = said[0]["made_of"]["tokenizer"]
-        return said[0] if mark in ("", checkpoint.fingerprint(tokenizer)) else None
+        return said if mark in ("", checkpoint.fingerprint(tokenizer)) else None
     except UserError as error:
         if (out / "ids" / "val.json").exists():
             print(f"{error}; encoding the pictures again", file=sys.stderr)
@@ -205,7 +238,7 @@ def prepare(run: dict, options, stop: processes.Stop, device) -> Ready:
     except (OSError, ValueError) as error:
         raise UserError(f"{out / 'ids'}: can't be read on this machine ({error}); every process "
                         "must see the run folder") from None
-    stored = json.loads((out / "config.json").read_text())
+    stored = json.loads((out / "config.json").read_text(encoding="utf-8"))
     run["classes"] = stored["classes"]
     return Ready(ids, held_out, tokenizer, ModelConfig(**stored["model"]))
 

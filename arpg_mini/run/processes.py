@@ -5,9 +5,11 @@ connects GPUs and gloo connects CPU processes, so a laptop can test what runs on
 """
 
 import os
+import shlex
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,10 +27,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from .. import UserError
 from ..model import ARPG
-from .command import complain
+from .command import LAUNCHED, complain, exit_code, launcher, print_anything
 
 T = TypeVar("T")
 waiting = None                                 # the process group in which CPUs agree
+SAY, MEETING = 5.0, timedelta(minutes=10)      # to wait for the other processes, see `meet`
 
 # Ctrl-C, the end of a scheduler's job, and the warning before it (SLURM's --signal=USR1@120).
 STOPPING = signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)
@@ -54,8 +57,8 @@ class Stop:
     def leave(self, out: Path, after: str) -> NoReturn:
         """End this process after a signal. The first one prints how to continue."""
         if rank() == 0:
-            print(f"stopped by a signal after {after}, saved; continue with: "
-                  f"python train_mini.py --resume --out {out}", file=sys.stderr)
+            print(f"stopped by a signal after {after}, saved; continue with: python train_mini.py "
+                  f"--resume --out {shlex.quote(str(out))}", file=sys.stderr)
         raise SystemExit(128 + (self.signal or signal.SIGTERM))  # another may have got the signal
 
 
@@ -79,8 +82,14 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
     `main` returns an exit code or None."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be 1 or more")
-    if "LOCAL_RANK" in os.environ:
-        return _member(int(os.environ["LOCAL_RANK"]), main, device, *arguments)
+    if place := launcher():
+        if device == "cuda" and place[2] >= torch.cuda.device_count():
+            raise UserError(f"LOCAL_RANK={place[2]}: this machine has {torch.cuda.device_count()} "
+                            "CUDA devices")
+        return _member(place[2], main, device, *arguments)
+    if left := [name for name in LAUNCHED if os.environ.get(name)]:
+        print(f"{', '.join(left)}: ignored, since a launcher sets all of {', '.join(LAUNCHED)}",
+              file=sys.stderr)
     if device == "cuda" and gpus > torch.cuda.device_count():
         raise UserError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()} of them")
     if gpus == 1:
@@ -90,7 +99,7 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
         port = probe.getsockname()[1]
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(gpus),
                       OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // gpus)))
-    processes = mp.spawn(_member, args=(main, device, *arguments), nprocs=gpus, join=False)
+    processes = mp.spawn(_spawned, args=(main, device, *arguments), nprocs=gpus, join=False)
     for number in STOPPING:                    # each process decides what to do
         signal.signal(number, lambda n, _: [os.kill(pid, n) for pid in processes.pids()])
     try:
@@ -104,22 +113,25 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
                          ) from None
 
 
+def _spawned(local_rank: int, main, device: str, *arguments) -> None:
+    """One of the processes that `launch` starts."""
+    print_anything()
+    os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    _member(local_rank, main, device, *arguments)
+
+
 def _member(local_rank: int, main, device: str, *arguments) -> None:
-    if "RANK" not in os.environ:                # one of `launch`, not of torchrun
-        os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank))
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
-    if device == "cuda":
-        torch.cuda.set_device(place)
-    # An hour: others wait for process 0's gradient while it writes a large checkpoint.
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
-    # Days: process 0 may train a tokenizer. With gloo, because CPUs can agree without GPUs.
-    global waiting
-    waiting = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    """One of several processes, however it was started."""
+    def work() -> int | None:
+        place = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+        if device == "cuda":
+            torch.cuda.set_device(place)
+        meet("nccl" if device == "cuda" else "gloo")
+        return main(*arguments, place)
+
     try:
-        code = main(*arguments, place) or 0
-    except UserError as error:
-        code = complain(Path(sys.argv[0]).name, error)
+        code = exit_code(Path(sys.argv[0]).name, work)
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -129,6 +141,31 @@ def _member(local_rank: int, main, device: str, *arguments) -> None:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
     dist.destroy_process_group()
+
+
+def meet(backend: str) -> None:
+    """Connect all processes. After `SAY` seconds it prints what it waits for; UserError after
+    `MEETING`."""
+    at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    others = int(os.environ["WORLD_SIZE"]) - 1
+    hint = f"if nothing started them, unset {', '.join(LAUNCHED)}"
+    word = threading.Timer(SAY, print, [f"waiting for {others} other processes at {at}; {hint}"],
+                           {"file": sys.stderr, "flush": True})
+    word.start()
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=MEETING))
+        # An hour: others wait for process 0's gradient while it writes a large checkpoint.
+        store.set_timeout(timedelta(hours=1))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world,
+                                timeout=timedelta(hours=1))
+    except dist.DistError as error:
+        raise UserError(f"MASTER_ADDR, MASTER_PORT {at}: did not meet {others} other processes "
+                        f"({str(error).splitlines()[0][:100]}); {hint}") from None
+    finally:
+        word.cancel()
+    # Days: process 0 may train a tokenizer. With gloo, because CPUs can agree without GPUs.
+    global waiting
+    waiting = dist.new_group(backend="gloo", timeout=timedelta(days=2))
 
 
 def rank() -> int:
@@ -153,7 +190,7 @@ def from_first(work: Callable[[], T]) -> T:
     if rank() == 0:
         try:
             box[0] = work()
-        except UserError as error:
+        except (UserError, OSError) as error:
             box[1] = complain(Path(sys.argv[0]).name, error)
     dist.broadcast_object_list(box, group=waiting)
     if box[1]:

@@ -5,11 +5,13 @@ that `--help` and mistakes are answered at once.)
 """
 
 import argparse
+import sys
+import unicodedata
 from pathlib import Path
 
 from .. import UserError
 from ..config import GUIDANCE_SCHEDULES, ORDERS, POSITIONS, SCHEDULES, WITHIN_STEP
-from .command import DEVICE, PRECISION, Parser, number, numbers
+from .command import DEVICE, PRECISION, Parser, check_output, number, numbers
 
 COUNT = number(int, 1)
 FLAGS = {
@@ -80,10 +82,6 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("give a run folder or --released FILE, one of the two")
     if (options.released is None) != (options.tokenizer is None):
         raise UserError("--released FILE and --tokenizer FILE go together")
-    if options.count is None:
-        jobs = options.inpaint or options.edit or options.outpaint
-        one_each = options.classes and (options.released or jobs)
-        options.count = options.classes.count(",") + 1 if one_each else 1 if jobs else 40
     jobs = [flag for flag in ("inpaint", "edit", "outpaint") if getattr(options, flag)]
     if len(jobs) > 1 or (jobs and (options.npz or options.expand or options.control)):
         raise UserError(f"--{jobs[0]}: goes without --npz, --expand, --control, and one at a time")
@@ -103,24 +101,63 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--was: goes with --edit")
     if options.at and jobs != ["outpaint"]:
         raise UserError("--at: goes with --outpaint")
-    if jobs:
-        names = [f"-{i}" for i in range(1, options.count + 1)] if options.count > 1 else [""]
-        options.results = [options.out.with_stem(options.out.stem + name)
-                           for name in (*names, "-strip")]
-    outputs = [f.resolve() for f in (*(options.results if jobs else [options.out]), options.gif,
+    if options.out is None and options.npz is None:
+        options.out = Path("samples.png")
+    for flag, file, ending in (("--out", options.out, ".png"), ("--gif", options.gif, ".gif"),
+                               ("--npz", options.npz, ".npz")):
+        if file:
+            check_output(flag, file, ending)
+
+
+def settle(options: argparse.Namespace, names: list[str]) -> None:
+    """What depends on the names of the model's classes: turn --classes and --was into numbers, and
+    fill in --count and the files of results. UserError names the flag that is wrong."""
+    given, edits = options.classes is not None, options.job is not None
+    options.classes = pick_classes("--classes", options.classes, names) if given else None
+    options.was = pick_classes("--was", options.was, names) if options.was is not None else None
+    if options.count is None:
+        one_each = given and (options.released or edits)
+        options.count = len(options.classes) if one_each else 1 if edits else 40
+    if edits:
+        ends = [f"-{i}" for i in range(1, options.count + 1)] if options.count > 1 else [""]
+        options.results = [options.out.with_stem(options.out.stem + end)
+                           for end in (*ends, "-strip")]
+    outputs = [f.resolve() for f in (*(options.results if edits else [options.out]), options.gif,
                                      options.npz) if f]
     inputs = {f.resolve() for f in (options.released, options.tokenizer, options.inpaint,
                                     options.edit, options.outpaint, options.mask, options.control)
               if f}
     if len(set(outputs) - inputs) < len(outputs):
         raise UserError("--out, --gif, --npz: must be different files, none of them read from")
-    if options.out is None and options.npz is None:
-        options.out = Path("samples.png")
     if options.out and options.count > 2000:
         raise UserError(f"--count {options.count}: more than 2000 do not fit a grid; use --npz "
                         "FILE without --out")
-    for flag, file in (("--out", options.out), ("--gif", options.gif), ("--npz", options.npz)):
-        if file and file.is_dir():
-            raise UserError(f"{flag} {file}: is a folder, not a file")
-        if file and not file.parent.is_dir():
-            raise UserError(f"{flag} {file}: no such folder as {file.parent}")
+
+
+def pick_classes(flag: str, text: str, names: list[str]) -> list[int]:
+    """The class numbers that a flag gives by number or name, separated by commas. A name may hold
+    commas itself, and its accents may be stored in either of Unicode's two ways."""
+    def plain(name: str) -> str:
+        return ",".join(part.strip() for part in unicodedata.normalize("NFC", name).split(","))
+
+    by_name, words, picked = {plain(name): i for i, name in enumerate(names)}, text.split(","), []
+    longest = max(name.count(",") for name in names) + 1
+    while words:
+        for count in range(min(longest, len(words)), 0, -1):
+            word = plain(",".join(words[:count]))
+            if word.isdecimal() and len(word) < 9 and int(word) < len(names):
+                picked.append(int(word))
+                if by_name.get(word, picked[-1]) != picked[-1]:
+                    print(f"{flag} {word}: taken as the number of class {names[picked[-1]]!r}; the "
+                          f"class named {word!r} has number {by_name[word]}", file=sys.stderr)
+            elif word in by_name:
+                picked.append(by_name[word])
+            else:
+                continue
+            words = words[count:]
+            break
+        else:
+            known = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+            raise UserError(f"{flag} {words[0].strip()!r}: must be 0 to {len(names) - 1} or a name "
+                            f"({known})")
+    return picked

@@ -19,7 +19,6 @@ from .. import UserError
 from ..data import images
 from ..editing import complete_steps, composite, known_ids, place
 from ..tokenizer import to_device
-from . import drawing
 from .drawing import Drawer, check_animation, check_grid, open_picture, save_animation
 
 
@@ -96,14 +95,13 @@ def edit(drawer: Drawer, options, device: torch.device) -> None:
     task, n = make_task(options, drawer, device), options.count
     small_zoom = check_animation(options, n, tuple(task.fitted.shape[2:]))
     no_class = [drawer.model.null_label]
-    classes = drawing.pick_classes(options.classes, drawer.names) if options.classes else no_class
+    classes = options.classes or no_class
     if classes == no_class:
         if options.guidance not in (None, 1):
             raise UserError(f"--guidance {options.guidance}: needs --classes to guide towards")
         drawer.settings["guidance"] = 1         # without a class there is nothing to guide towards
     if options.was:
-        was = drawing.pick_classes(options.was, drawer.names)
-        drawer.settings["against"] = [was[i % len(was)] for i in range(n)]
+        drawer.settings["against"] = [options.was[i % len(options.was)] for i in range(n)]
     labels = [classes[i % len(classes)] for i in range(n)]
 
     def shown(ids: Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ The one idea: after every step the loop only asks what is due: a row, a checkpoi
 """
 
 import math
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -102,5 +103,6 @@ def finish(run: dict, out: Path, ready: Ready, model: ARPG | None) -> None:
         captions = [f"{c} step{'s' * (c > 1)}" for c in counts]
         images.save_png(out / "samples.png", images.captioned(rows, captions))
         print(f"{out / 'samples.png'}: the same pictures in {', '.join(map(str, counts))} steps\n"
-              f"next: python sample_mini.py {out} --count 40 --steps 16 --gif steps.gif")
+              f"next: python sample_mini.py {shlex.quote(str(out))} --count 40 "
+              f"--steps {min(16, n)} --gif steps.gif")
     processes.barrier()
