@@ -25,8 +25,6 @@ ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_mod
 PLAIN = [Namespace, (PurePosixPath, "pathlib.PosixPath")]  # what such arguments consist of
 REOPEN = 2**28                                       # after so many bytes the file is mapped again
 UNUSED = "quantize.codebook_used"                    # a counter of the tokenizer's training
-# The paper's, by layers (ARPG-L, -XL, -XXL) and steps.
-BEST_GUIDANCE = {24: {32: 5.4, 64: 5.1}, 36: {32: 6.6, 64: 5.3}, 48: {32: 6.5, 64: 6.3}}
 
 
 def arpg_names(config: ModelConfig) -> dict[str, list[str]]:
@@ -77,14 +75,18 @@ def tokenizer_names(tokenizer: VQTokenizer) -> dict[str, list[str]]:
     return names
 
 
-def read_file(path: Path, **how):
+def read_file(path: Path, mmap: bool = False):
     """`torch.load` onto the CPU, never unpickling objects, except the arguments that the authors'
-    training scripts add (`PLAIN`). UserError names an unreadable file."""
+    training scripts add (`PLAIN`). mmap: map tensors from the file if possible, instead of reading
+    them. UserError names an unreadable file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped and any(entry.compress_type for entry in zipfile.ZipFile(path).infolist()):
+            raise ValueError("it is compressed")
         with torch.serialization.safe_globals(PLAIN):
-            return torch.load(path, map_location="cpu", weights_only=True, **how)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
     except Exception as error:  # the unpickler of a hostile file may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         if found := re.search(r"GLOBAL (\S+)", str(error)):
@@ -97,7 +99,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
     If there are several sets of weights, the running average (`ema`) is used.
     """
-    state = read_file(path, mmap=zipfile.is_zipfile(path))
+    state = read_file(path, mmap=True)
     while isinstance(state, dict) and (inner := [state[wrapper] for wrapper in WRAPPERS
                                                  if isinstance(state.get(wrapper), dict)]):
         state = inner[0]
@@ -211,9 +213,3 @@ def load_released_tokenizer(path: str | Path, device="cpu") -> VQTokenizer:
     tokenizer.codebook.idle.zero_()
     fill(tokenizer, tokenizer_names(tokenizer), path)
     return tokenizer
-
-
-def best_guidance(config: ModelConfig, steps: int) -> float:
-    """The paper's best linear guidance for a released size, at the nearest number of steps."""
-    by_steps = BEST_GUIDANCE.get(config.content_layers + config.query_layers, {64: 4.0})
-    return by_steps[min(by_steps, key=lambda known: abs(known - steps))]

@@ -9,7 +9,7 @@ import torch
 
 import sample_mini
 from arpg_mini import ARPG, ModelConfig, TokenizerConfig, UserError, VQTokenizer, pretrained
-from arpg_mini.run import checkpoint, export
+from arpg_mini.run import checkpoint, drawing, export
 from tests.helpers import ROOT, tiny_model
 from tests.test_tokenizer import SMALL
 
@@ -117,10 +117,10 @@ def test_what_the_released_code_lacks_is_not_exported():
 
 def test_the_papers_guidance_depends_on_the_size():
     by_layers = {n: ModelConfig(content_layers=n, query_layers=n) for n in (12, 18, 24, 3)}
-    assert [pretrained.best_guidance(by_layers[n], 32) for n in (12, 18, 24)] == [5.4, 6.6, 6.5]
-    assert [pretrained.best_guidance(by_layers[n], 64) for n in (12, 18, 24)] == [5.1, 5.3, 6.3]
-    assert pretrained.best_guidance(by_layers[12], 20) == 5.4
-    assert pretrained.best_guidance(by_layers[3], 64) == 4.0
+    assert [drawing.best_guidance(by_layers[n], 32) for n in (12, 18, 24)] == [5.4, 6.6, 6.5]
+    assert [drawing.best_guidance(by_layers[n], 64) for n in (12, 18, 24)] == [5.1, 5.3, 6.3]
+    assert drawing.best_guidance(by_layers[12], 20) == 5.4
+    assert drawing.best_guidance(by_layers[3], 64) == 4.0
 
 
 def test_both_commands(tmp_path, monkeypatch, capsys, arpg):

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .. import UserError
+from .files import regular
 
 
 class Pictures:
@@ -134,6 +135,7 @@ FASHION_FILES = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+LARGEST = 16 + 60_000 * 28 * 28                # bytes of the largest of them
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), CACHE / "arpg_mini/fashion-mnist")
@@ -142,8 +144,9 @@ FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), CACHE / "arpg_mini
 def read_idx(path: Path, sha256: str) -> np.ndarray:
     """The uint8 array in an IDX file, gzipped or not. UserError if its checksum is wrong."""
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        packed = open(regular(path), "rb").read(2) == b"\x1f\x8b"
+        with (gzip.open if packed else open)(path, "rb") as file:
+            data = file.read(LARGEST + 1)
     except (OSError, EOFError, gzip.zlib.error) as error:
         raise UserError(f"{path}: can't be read ({error}); delete it and run again") from None
     if hashlib.sha256(data).hexdigest() != sha256:

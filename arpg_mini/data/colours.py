@@ -7,6 +7,7 @@ noticing.
 
 import contextlib
 import io
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -18,8 +19,7 @@ BITS, PHOTOMETRIC, FORMAT = 258, 262, 339       # TIFF tags: bits, 0 for white a
 def plain_picture(image: Image.Image, ground: str = "white") -> Image.Image:
     """Any picture, just opened -> RGB: rotated as its EXIF data says, converted to sRGB as its
     profile says, and flattened onto a ground."""
-    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else image.mode
-    tags = dict(getattr(image, "tag_v2", {}))
+    raw, tags = raw_mode(image), dict(getattr(image, "tag_v2", {}))
     image.load()
     with contextlib.suppress(Exception):        # damaged EXIF data do not harm the pixels
         image = ImageOps.exif_transpose(image)
@@ -42,6 +42,16 @@ def plain_picture(image: Image.Image, ground: str = "white") -> Image.Image:
         image.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
     return image
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in a file that is not loaded yet, in Pillow's words. libtiff gives numbers
+    in this machine's byte order. Pillow forgets this for some kinds, so it is told here."""
+    codec, *place, how = image.tile[0] if getattr(image, "tile", None) else ("", image.mode)
+    raw = how if isinstance(how, str) else str(how[0]) if how else ""
+    if codec == "libtiff" and re.search(r";(16|32)B", raw):
+        image.tile = [(codec, *place, (raw.replace("B", "N"), *how[1:]))]
+    return raw
 
 
 def is_key(image: Image.Image, key, raw: str) -> np.ndarray:

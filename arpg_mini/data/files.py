@@ -1,13 +1,21 @@
-"""Writing files so that a crash never leaves half of one.
+"""Writing files so that a crash never leaves half of one; reading files that may hold anything.
 
-The one idea: a file is written under another name, flushed to the disk, and only then renamed.
+The one idea: a file is written under another name, flushed to the disk, and only then renamed. And
+an array is read only after its header has said how large it is.
 """
 
 import contextlib
+import errno
 import hashlib
+import math
 import os
 import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from .. import UserError
 
@@ -55,10 +63,59 @@ def sweep(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def regular(path: Path) -> Path:
+    """The path of a file that exists and ends. OSError otherwise: reading a pipe may never end."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    return path
+
+
+def npy(path: Path) -> np.ndarray:
+    """The array in a .npy file, mapped into memory. OSError or ValueError if it holds none, or less
+    than its header says."""
+    try:
+        return np.load(regular(path), mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:                  # numpy's parser of headers may raise anything
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+@contextlib.contextmanager
+def npz_entry(path: Path, name: str) -> Iterator[tuple]:
+    """An array of an .npz file: its open entry, shape and dtype, before a number of it is read.
+    UserError says why there is none. While it is open, ValueError says that it is damaged."""
+    try:
+        archive = zipfile.ZipFile(regular(path))
+        entry = archive.open(f"{name}.npy")
+        version = np.lib.format.read_magic(entry)
+        shape, by_columns, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                                    else np.lib.format.read_array_header_2_0)(entry)
+        if by_columns or dtype.hasobject:
+            raise ValueError(f"stored by columns or as Python objects: {dtype} {shape}")
+    except Exception as error:                  # zipfile and numpy may raise anything
+        raise UserError(f"{path}: holds no {name} ({type(error).__name__}: {error})") from None
+    with archive, entry:
+        try:
+            yield entry, shape, dtype
+        except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path}: its {name} is damaged ({error})") from None
+
+
+def npz_array(path: Path, name: str, most: int = 2**26) -> np.ndarray:
+    """An array of an .npz file of at most so many bytes. UserError says why there is none."""
+    with npz_entry(path, name) as (entry, shape, dtype):
+        size = math.prod(shape) * dtype.itemsize
+        data = entry.read(size) if size <= most else b""
+        if len(data) < size:
+            raise UserError(f"{path}: its {name}, {dtype} {shape}, is cut off or too large")
+        return np.frombuffer(data, dtype).reshape(shape)
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         while block := file.read(1 << 22):
             sha256.update(block)
     return sha256.hexdigest()

@@ -4,6 +4,7 @@ The one idea: nothing is dropped in silence. A file is read when it is needed. O
 read is reported by name and skipped, since one bad file out of a million must not end a run.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +22,13 @@ from tqdm import tqdm
 from .. import UserError
 from .builtin import Pictures
 from .colours import fit_picture, plain_picture
+from .files import regular
 
 # What file systems and viewers put next to pictures. Names that begin with a dot are left out too.
 NOT_DATA = {"@eadir", "@__thumb", "@recycle", "#recycle", "$recycle.bin", "__macosx", "lost+found",
             "system volume information", "thumbs.db", "desktop.ini"}
 NOT_DATA_WHY = "made by a file system or a viewer"
+HUGE, HUGE_ONES = 2**25, Lock()     # pictures of more pixels are decoded one at a time
 LOOKS = 16          # files without a picture in them, after which their ending is not looked at
 SPLIT = re.compile("(train(ing)?|test(ing)?|val(id(ation)?)?|eval(uation)?|dev|hold-?out)"
                    r"([-_ ]?(set|data|images?|pictures|split|\d+))*", re.IGNORECASE)
@@ -69,8 +73,10 @@ class FolderPictures(FileSource):
         self.side = side
 
     def read(self, path: Path, side: int) -> np.ndarray:
-        with Image.open(path) as image:
-            return fit_picture(image, side or self.side)
+        with Image.open(regular(path)) as image:
+            huge = image.width * image.height > HUGE
+            with HUGE_ONES if huge else contextlib.nullcontext():
+                return fit_picture(image, side or self.side)
 
 
 class Listed(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import UserError
 from .builtin import Pictures
-from .files import digest, write_whole
+from .files import digest, npy, npz_array, regular, write_whole
 from .folders import FileSource, Kind, Listing, class_folders, hold_out, list_files, usable
 
 PART = 256                                      # pictures per part
@@ -35,11 +35,16 @@ def crops(images: np.ndarray, views: str, side: int) -> list[np.ndarray]:
 
 
 class Ids:
-    """Encoded pictures, memory-mapped: `ids` (n, views, N) uint16 and `labels` (n,) int64."""
+    """Encoded pictures, memory-mapped: `ids` (n, views, N) uint16 and `labels` (n,) int64. OSError
+    or ValueError if the files hold something else."""
 
     def __init__(self, stem: Path):
-        self.ids = np.load(stem.with_suffix(".npy"), mmap_mode="r")
-        self.labels = np.load(stem.with_suffix(".labels.npy"))
+        self.ids = npy(stem.with_suffix(".npy"))
+        self.labels = np.array(npy(stem.with_suffix(".labels.npy")))
+        if (self.ids.dtype != np.uint16 or self.ids.ndim != 3 or self.labels.dtype.kind not in "iu"
+                or self.labels.shape != self.ids.shape[:1] or not self.ids.size):
+            raise ValueError(f"ids {self.ids.dtype} {self.ids.shape}, labels {self.labels.dtype} "
+                             f"{self.labels.shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +65,7 @@ class IdFiles(FileSource):
         raise UserError(f"{file}: no ids of this tokenizer ({why}), nor are the next 63 files")
 
     def read(self, path: Path, side: int) -> np.ndarray:
-        ids = load_npy(path)
+        ids = np.array(npy(path))
         ids = ids[0] if ids.ndim == 3 and len(ids) == 1 else ids
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not ids.size:
             raise ValueError(f"{ids.dtype} {ids.shape}, not whole numbers (views, N)")
@@ -127,17 +132,10 @@ def id_files(root: Path, vocab: int) -> list[IdFiles] | None:
     return sources
 
 
-def load_npy(path: Path) -> np.ndarray:
-    """The array in a file, which must be as long as its header says."""
-    if not path.is_file():
-        raise ValueError("no regular file")
-    return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
 def read_label(path: Path) -> int:
     """The class in a file that holds one whole number."""
     try:
-        label = load_npy(path)
+        label = npy(path)
         if label.dtype.kind not in "iu" or label.size != 1 or not 0 <= label.item() < 65536:
             raise ValueError(f"{label.dtype} {label.shape}, {label.ravel()[:3]}")
         return label.item()
@@ -150,14 +148,15 @@ def verified(stem: Path) -> dict:
     names a file that is missing or has changed since it was written."""
     about = stem.with_suffix(".json")
     try:
-        said = json.loads(about.read_text(encoding="utf-8"))
+        said = json.loads(regular(about).read_text(encoding="utf-8"))
         for suffix in (".npy", ".labels.npy"):
             if digest(stem.with_suffix(suffix)) != said["sha256"][suffix]:
                 raise UserError(f"{stem.with_suffix(suffix)}: has changed since it was written "
                                 f"(its checksum is not the one in {about.name})")
         if not (isinstance(said["made_of"]["tokenizer"], str) and isinstance(said["pictures"], int)
-                and said["classes"] and all(isinstance(name, str) for name in said["classes"])):
-            raise ValueError("it lacks what made them, their number or their classes")
+                and said["classes"] and all(isinstance(name, str) for name in said["classes"])
+                and isinstance(said["left_out"], dict)):
+            raise ValueError("what made them, their number, classes or what was left out")
         return said
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{about}: does not describe files of ids "
@@ -171,10 +170,13 @@ def part_file(stem: Path, part: int) -> Path:
 def read_part(path: Path, mark: str) -> dict[str, np.ndarray] | None:
     """A finished part if it was made of what `mark` says, otherwise None."""
     try:
-        with np.load(path) as file:
-            content = {name: file[name] for name in file}    # checks the zip's checksums
-        return content if content["mark"] == mark else None
-    except Exception:                          # a truncated or foreign file is not a part
+        content = {name: npz_array(path, name) for name in ("mark", "kept", "ids", "bad")}
+        json.loads(str(content["bad"]))
+        whole = (content["mark"] == mark and content["ids"].ndim == 3
+                 and content["ids"].dtype == np.uint16 and content["kept"].dtype.kind == "i"
+                 and content["kept"].shape == content["ids"].shape[:1])
+        return content if whole else None
+    except (UserError, ValueError):            # a truncated or foreign file is not a part
         return None
 
 
@@ -227,8 +229,7 @@ def put_together(source: Pictures, stem: Path, made_of: dict) -> dict:
         np.lib.format.write_array_header_1_0(file, {
             "descr": "<u2", "fortran_order": False, "shape": (len(picked), *heads[0])})
         for path in paths:
-            with np.load(path) as part:
-                file.write(np.ascontiguousarray(part["ids"], "<u2").data)
+            file.write(np.ascontiguousarray(npz_array(path, "ids"), "<u2").data)
 
     write_whole(stem.with_suffix(".npy"), write)
     write_whole(stem.with_suffix(".labels.npy"), lambda file: np.save(file, source.labels[picked]))

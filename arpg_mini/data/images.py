@@ -1,7 +1,7 @@
 """Pictures out: grids, PNG, GIF, and the `.npz` files that evaluators read and write."""
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .. import UserError
-from .files import write_whole
+from .files import npz_array, npz_entry, write_whole
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -97,37 +97,27 @@ def save_npz(path: Path, batches: Iterable[np.ndarray], shape: tuple[int, int, i
 @contextmanager
 def open_pictures(path: Path) -> Iterator[tuple]:
     """An ADM-style file's `arr_0`, uint8 (n, height, width, 3): its open entry and its shape."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as entry:
-            version = np.lib.format.read_magic(entry)
-            shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0)
-                                     else np.lib.format.read_array_header_2_0)(entry)
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not all(shape):
-                raise ValueError(f"arr_0 is {dtype} {shape}{', by columns' * fortran}, not uint8 "
-                                 "(n, height, width, 3)")
-            yield entry, shape
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: no .npz of pictures ({error})") from None
+    with npz_entry(path, "arr_0") as (entry, shape, dtype):
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape):
+            raise UserError(f"{path}: its arr_0 is {dtype} {shape}, not uint8 (n, height, width, "
+                            "3)")
+        yield entry, shape
 
 
 def pictures(path: Path, batch: int = 50) -> Iterator[np.ndarray]:
     """The pictures of a file, (batch, height, width, 3) at a time: never all in memory."""
     with open_pictures(path) as (entry, (n, *size)):
         for start in range(0, n, batch):
-            rows = min(batch, n - start)
-            data = entry.read(rows * int(np.prod(size)))
-            if len(data) < rows * int(np.prod(size)):
-                raise ValueError(f"cut off after {start} of {n} pictures")
-            yield np.frombuffer(data, np.uint8).reshape(rows, *size)
+            wanted = min(batch, n - start) * math.prod(size)
+            data = entry.read(wanted)
+            if len(data) < wanted:
+                raise UserError(f"{path}: cut off after {start} of {n} pictures")
+            yield np.frombuffer(data, np.uint8).reshape(-1, *size)
 
 
 def array(path: Path, name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
     """An array of numbers out of an .npz; UserError if it is not of that shape and kind."""
-    try:
-        with np.load(path) as file:
-            found = file[name]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: its {name} can't be read ({error})") from None
+    found = npz_array(path, name)
     if found.shape != shape or found.dtype.kind not in kind or not np.isfinite(found).all():
         raise UserError(f"{path}: its {name} is {found.dtype} {found.shape}; it must be {shape} "
                         "finite numbers")

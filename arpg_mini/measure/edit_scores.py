@@ -36,8 +36,8 @@ class Scorer:
                  outlines: bool):
         self.model, saved = checkpoint.load_model(run / "model.pt")
         self.tokenizer, _ = checkpoint.load_tokenizer(run / "tokenizer.pt")
-        self.of_shapes = saved["classes"] == list(SHAPES)
-        of_fashion = saved["classes"] == list(FASHION_CLASSES)
+        self.of_shapes = saved.get("classes") == list(SHAPES)
+        of_fashion = saved.get("classes") == list(FASHION_CLASSES)
         if not (self.of_shapes or (outlines and of_fashion)):
             raise UserError(f"{run}: its pictures are not shapes, so there are no such scores "
                             "(--control also works for Fashion-MNIST)")

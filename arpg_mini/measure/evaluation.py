@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import UserError
 from ..config import ORDERS
 from ..data.builtin import SHAPES, fashion_pictures, shapes
-from ..data.files import digest
+from ..data.files import digest, regular
 from ..data.ids import Ids
 from ..data.images import array, open_pictures, pictures, to_uint8
 from ..decoding import decode
@@ -74,8 +74,8 @@ def choose_network(options, device: torch.device) -> tuple[str, str, Callable, C
     Inception the function that computes class probabilities."""
     if options.inception:
         try:
-            network = torch.jit.load(options.inception, map_location=device).eval()
-        except (RuntimeError, ValueError, OSError):
+            network = torch.jit.load(regular(options.inception), map_location=device).eval()
+        except Exception:                       # a damaged archive may raise anything
             raise UserError(f"--inception {options.inception}: no readable TorchScript") from None
         features = partial(network, return_features=True)
         probabilities = partial(network, no_output_bias=True)
@@ -177,15 +177,17 @@ def bits_per_token(model: ARPG, ids: Ids, orders: Tensor | None, count: int = 20
 def orders_table(run: Path, count: int, device: torch.device) -> None:
     """Print bits per token of a run's held-out pictures under several orders."""
     model = checkpoint.load_model(run / "model.pt")[0].to(device)
+    grid = model.config.grid
     try:
         ids = Ids(run / "ids" / "val")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{run / 'ids' / 'val'}: no readable ids ({error})") from None
-    if ids.ids.max() >= model.config.vocab_size or ids.labels.max() > model.null_label:
+    if (ids.ids.max() >= model.config.vocab_size or ids.labels.min() < 0
+            or ids.labels.max() > model.null_label or ids.ids.shape[2] != math.prod(grid)):
         raise UserError(f"{run / 'ids' / 'val'}: has ids or classes that {run / 'model.pt'} lacks")
     print(f"{'order':>14}{'bits/token':>12}{'± standard error':>18}")
     for name in ("random", "random again", *ORDERS[1:]):
-        orders = None if "random" in name else named_order(name, model.config.grid)
+        orders = None if "random" in name else named_order(name, grid)
         bits, error = bits_per_token(model, ids, orders, count, seed=10**6 * (name[-1] == "n"))
         print(f"{name:>14}{bits:>12.4f}{error:>18.4f}")
 
@@ -194,7 +196,7 @@ def steps_table(run: Path, count: int, guidance: float, device: torch.device) ->
     """Print class accuracy and coherence for several numbers of steps, for block and causal."""
     model, saved = checkpoint.load_model(run / "model.pt")
     tokenizer, _ = checkpoint.load_tokenizer(run / "tokenizer.pt")
-    if saved["classes"] != list(SHAPES):
+    if saved.get("classes") != list(SHAPES):
         raise UserError(f"{run}: its pictures are not shapes, so it has no such table; use "
                         "--orders or two .npz files")
     model.to(device), tokenizer.to(device)

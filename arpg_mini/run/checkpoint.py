@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .. import UserError
 from ..config import ModelConfig, TokenizerConfig
@@ -19,6 +20,8 @@ from ..pretrained import load_released_tokenizer, read_file
 from ..tokenizer import VQTokenizer
 
 FORMAT = "arpg_mini 1"
+CONTENT = {"step": int, "best": float, "config": dict, "classes": list, "guidance": (int, float),
+           "guidance_schedule": str, "model": dict, "ema": dict, "optimizer": dict}
 
 
 def save(path: Path, kind: str, **content) -> None:
@@ -56,10 +59,7 @@ def newest(out: Path) -> tuple[dict | None, list[str]]:
     for path in [out / "model.pt", *sorted(out.glob("model-*.pt"), reverse=True), out / "best.pt"]:
         if path.exists() and not found:
             try:
-                if zipfile.is_zipfile(path) and (torn := zipfile.ZipFile(path).testzip()):
-                    raise UserError(f"{path}: not a readable checkpoint (the checksum of {torn} in "
-                                    "it is wrong)")
-                found = [load(path, "model"), path]
+                found = [whole(path), path]
             except UserError as error:
                 wrong.append(str(error))
                 damaged.append(path)
@@ -72,15 +72,58 @@ def newest(out: Path) -> tuple[dict | None, list[str]]:
     return (found[0] if found else None), wrong
 
 
-def fill(module: torch.nn.Module, state: dict, path: Path) -> None:
-    """Load tensors into a module. UserError names the first one that does not fit."""
+def whole(path: Path) -> dict:
+    """What a run's checkpoint holds, after all of its checksums are verified."""
+    content = load(path, "model")
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[1].strip()}") from None
+        if torn := zipfile.ZipFile(path).testzip():
+            raise ValueError(f"the checksum of {torn} in it is wrong")
+    except Exception as error:                  # zipfile may raise anything
+        raise UserError(f"{path}: not a readable checkpoint ({error})") from None
+    return described(path, content, *CONTENT)
 
 
-def fingerprint(module: torch.nn.Module) -> str:
+def described(path: Path, content: dict, *names: str) -> dict:
+    """The content of a checkpoint. UserError names the first of some entries that can't be."""
+    if wrong := [name for name in names if not isinstance(content.get(name), CONTENT[name])]:
+        raise UserError(f"{path}: its {wrong[0]} is missing or can't be")
+    return content
+
+
+def check_fit(module: nn.Module, state: dict, path: Path) -> None:
+    """UserError names the first tensor that a module lacks, or that does not fit it."""
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    given = {name: getattr(tensor, "shape", None) for name, tensor in dict(state).items()}
+    if wrong := [name for name in sorted(wanted.keys() | given.keys())
+                 if wanted.get(name) != given.get(name)]:
+        sizes = [shapes.get(wrong[0], "missing") for shapes in (given, wanted)]
+        raise UserError(f"{path}: its {wrong[0]} is {sizes[0]}; the model's is {sizes[1]}")
+
+
+def fill(module: nn.Module, state: dict, path: Path) -> None:
+    """Load tensors into a module. UserError names the first one that does not fit."""
+    check_fit(module, state, path)
+    module.load_state_dict(state)
+
+
+def build(path: Path, kind: type[nn.Module], config: type, content: dict, name: str) -> nn.Module:
+    """The module whose weights `content` holds under `name`, in evaluation mode. UserError says
+    what does not fit, before memory is taken for it."""
+    try:
+        sizes, state = content["config"], content[name]
+        if max(v for k, v in sizes.items() if k.endswith(("layers", "blocks"))) > len(state):
+            raise ValueError("fewer tensors than layers")
+        with torch.device("meta"):
+            module = kind(config(**sizes))
+        check_fit(module, state, path)
+        module.to_empty(device="cpu").load_state_dict(state)
+        return module.eval()
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path}: its sizes or weights can't be used ({type(error).__name__}: "
+                        f"{error})") from None
+
+
+def fingerprint(module: nn.Module) -> str:
     """A checksum of all weights. While it is the same, the ids that they made are valid."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
@@ -96,14 +139,12 @@ def save_tokenizer(path: Path, tokenizer: VQTokenizer, **more) -> None:
 def load_tokenizer(path: Path) -> tuple[VQTokenizer, dict]:
     """The tokenizer in a file, in evaluation mode, and everything that the file holds."""
     content = load(path, "tokenizer")
-    tokenizer = VQTokenizer(TokenizerConfig(**content["config"]))
-    fill(tokenizer, content["tokenizer"], path)
-    return tokenizer.eval(), content
+    return build(path, VQTokenizer, TokenizerConfig, content, "tokenizer"), content
 
 
 def load_any_tokenizer(path: Path) -> tuple[VQTokenizer, dict]:
     """A tokenizer of this program or a released one, and everything that the file holds."""
-    content = read_file(path, mmap=zipfile.is_zipfile(path))
+    content = read_file(path, mmap=True)
     if isinstance(content, dict) and "format" in content:
         return load_tokenizer(path)
     return load_released_tokenizer(path), {}
@@ -113,6 +154,4 @@ def load_model(path: Path, weights: str = "ema") -> tuple[ARPG, dict]:
     """The model in a run's `model.pt`, in evaluation mode, and everything that the file holds.
     weights: "ema", the running average, which samples better; or "model", the newest."""
     content = load(path, "model")
-    model = ARPG(ModelConfig(**content["config"]))
-    fill(model, content[weights], path)
-    return model.eval(), content
+    return build(path, ARPG, ModelConfig, content, weights), content

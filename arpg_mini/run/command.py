@@ -26,6 +26,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         sys.exit(complain(self.prog, re.sub(r"^argument (-\S+): (?=.*: must be)", r"\1 ", message)))
 
+    def parse_known_args(self, *arguments):
+        options, rest = super().parse_known_args(*arguments)
+        for name, value in vars(options).items():
+            if value == []:                     # Python 3.11 stores this for --flag=--
+                self.error(f"argument --{name.replace('_', '-')}: --: must be a value")
+        return options, rest
+
     def add_flags(self, flags: Flags) -> None:
         """Add groups of flags, by title."""
         for title, rows in flags.items():
@@ -33,9 +40,21 @@ class Parser(argparse.ArgumentParser):
             for flag, kind, text, *default in rows:
                 if isinstance(kind, tuple):
                     text, kind = f"{text} [{', '.join(kind)}]", choice(*kind)
-                how = {"type": kind, "default": (*default, None)[0]}
+                how = {"type": KINDS.get(kind, kind), "default": (*default, None)[0]}
                 group.add_argument(flag, help=text,
                                    **{"action": "store_true"} if kind is bool else how)
+
+
+def given(kind: type) -> Callable[[str], object]:
+    """A flag that takes any text but an empty one, as a variable that is not set gives."""
+    def parse(text: str) -> object:
+        if not text.strip():
+            raise argparse.ArgumentTypeError("must be something, not empty")
+        return kind(text)
+    return parse
+
+
+KINDS = {str: given(str), Path: given(Path)}
 
 
 def choice(*names: str) -> Callable[[str], str]:

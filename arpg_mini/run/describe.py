@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import UserError
 from ..config import VIEWS, ModelConfig, Preset, TokenizerConfig, TrainConfig, presets
+from ..data.files import regular
 from .command import DEVICE, PRECISION, Parser, launcher, number
 
 COUNT = number(int, 1)
@@ -94,7 +95,7 @@ def alike(value: object, usual: object) -> bool:
 def read_stored(file: Path, usual: Preset) -> dict:
     """The description in a run's config.json. UserError if it is none."""
     try:
-        run = json.loads(file.read_text(encoding="utf-8"))
+        run = json.loads(regular(file).read_text(encoding="utf-8"))
         run = {"control": None, "init": None, **run}
         wanted = {"preset": "", "seed": 0, "tokenizer_file": None, "control": None, "init": None,
                   "classes": ("",), **asdict(usual)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import UserError, pretrained
+from ..config import ModelConfig
 from ..control import edges
 from ..data import images
 from ..data.colours import plain_picture
@@ -23,6 +24,8 @@ from ..tokenizer import VQTokenizer, to_device
 from . import checkpoint, processes, replay
 from .request import settle
 
+# The paper's, by layers (ARPG-L, -XL, -XXL) and steps.
+BEST_GUIDANCE = {24: {32: 5.4, 64: 5.1}, 36: {32: 6.6, 64: 5.3}, 48: {32: 6.5, 64: 6.3}}
 MOST_LARGER = 64                                # a grid may have this many times the trained tokens
 
 
@@ -77,6 +80,7 @@ def load(options, device: torch.device) -> Drawer:
         model, saved = checkpoint.load_model(file, options.weights)
         tokenizer = checkpoint.load_tokenizer(run / "tokenizer.pt")[0].to(device)
         model.to(device, dtype)
+        checkpoint.described(file, saved, "classes", "guidance", "guidance_schedule")
         names, schedule = saved["classes"], saved["guidance_schedule"]
     if tokenizer.config.codebook_size != model.config.vocab_size:
         raise UserError(f"{options.tokenizer or options.run / 'tokenizer.pt'}: has "
@@ -87,7 +91,7 @@ def load(options, device: torch.device) -> Drawer:
     steps = max(1, n // 4) if options.steps is None else options.steps
     if not 1 <= steps <= n:
         raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
-    usual = pretrained.best_guidance(model.config, steps) if options.released else saved["guidance"]
+    usual = best_guidance(model.config, steps) if options.released else saved["guidance"]
     settings = dict(schedule=options.schedule,
                     guidance=usual if options.guidance is None else options.guidance,
                     guidance_schedule=options.guidance_schedule or schedule,
@@ -99,6 +103,12 @@ def load(options, device: torch.device) -> Drawer:
     if options.compile:
         replay.speed_up(model, device)
     return Drawer(model, tokenizer, names, settings)
+
+
+def best_guidance(config: ModelConfig, steps: int) -> float:
+    """The paper's best linear guidance for a released size, at the nearest number of steps."""
+    by_steps = BEST_GUIDANCE.get(config.content_layers + config.query_layers, {64: 4.0})
+    return by_steps[min(by_steps, key=lambda known: abs(known - steps))]
 
 
 def check_grid(flag: str, grid: tuple[int, int], drawer: Drawer) -> None:

@@ -86,7 +86,8 @@ def named_tokenizer(run: dict, out: Path) -> VQTokenizer | None:
     mine = out / "tokenizer.pt"
     file = mine if mine.exists() else Path(run["tokenizer_file"])
     tokenizer, saved = checkpoint.load_any_tokenizer(file)
-    if saved.get("step", 0) < saved.get("steps", 0):
+    step, steps = (saved.get(name, 0) for name in ("step", "steps"))
+    if not isinstance(step, int) or not isinstance(steps, int) or step < steps:
         raise UserError(f"--tokenizer {file}: its training is not finished")
     return tokenizer
 

@@ -89,10 +89,13 @@ class Saver:
 
         def find() -> int:
             nonlocal saved
+            same = False
             saved, wrong = checkpoint.newest(self.out)
             for why in wrong:
                 print(f"skipped: {why}", file=sys.stderr)
-            if saved and asdict(ModelConfig(**saved["config"])) != asdict(config):
+            with contextlib.suppress(TypeError, ValueError):
+                same = saved is None or ModelConfig(**saved["config"]) == config
+            if not same:
                 raise UserError(f"{self.out / 'model.pt'}: its sizes differ from config.json")
             with contextlib.suppress(UserError):
                 self.best = checkpoint.load(self.out / "best.pt", "model", mmap=True)["best"]
@@ -105,7 +108,12 @@ class Saver:
 
         start = processes.from_first(find)
         if start or self.run["init"]:
-            processes.load_state(saved, self.model, self.average, self.optimizer if start else None)
+            try:
+                processes.load_state(saved, self.model, self.average,
+                                     self.optimizer if start else None)
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise UserError(f"{self.out / 'model.pt'}: does not fit this run ({error})"
+                                ) from None
         self.newest = start or None
         return start
 
@@ -169,11 +177,13 @@ class Log:
 
     def __init__(self, path: Path, start: int, tensorboard: bool = False):
         self.path, self.rows, self.board = path, [], None
-        if start and path.exists():
-            with open(path, newline="", errors="replace") as file:
-                self.rows = [row for row in csv.DictReader(file)
-                             if set(row) == set(self.columns) and None not in row.values()
-                             and row["step"].isdecimal() and int(row["step"]) <= start]
+        if start and path.is_file():
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                with contextlib.suppress(csv.Error):     # a damaged line: the rows before it stay
+                    self.rows += [row for row in csv.DictReader(file)
+                                  if set(row) == set(self.columns) and None not in row.values()
+                                  and row["step"].isdecimal() and len(row["step"]) < 19
+                                  and int(row["step"]) <= start]
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(path.parent / "tensorboard", purge_step=start + 1)

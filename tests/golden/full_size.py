@@ -19,11 +19,11 @@ from arpg_mini.config import TokenizerConfig, presets
 from arpg_mini.decoding import decode
 from arpg_mini.pretrained import (
     arpg_names,
-    best_guidance,
     load_released_arpg,
     load_released_tokenizer,
     tokenizer_names,
 )
+from arpg_mini.run.drawing import best_guidance
 from tests.golden.recipe import tensor
 
 
