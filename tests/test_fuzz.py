@@ -311,7 +311,7 @@ def inside(raw: bytes, rng, suffix: str) -> bytes:
         return gzip.compress(damaged(gzip.decompress(raw), "huge", rng, suffix))
     else:
         width, height = rng.integers(1, 40, 2).tolist()
-        Image.new(one(rng, ["1", "L", "LA", "P", "RGBA", "I;16", "I"]), (width, height**2)).save(
+        Image.new(one(rng, ["1", "L", "LA", "P", "RGBA", "I;16"]), (width, height**2)).save(
             file, "PNG")
     return file.getvalue()
 
