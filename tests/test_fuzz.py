@@ -413,9 +413,9 @@ def child(first: int, last: int, seconds: float = SECONDS) -> None:
 
 def survey(count: int) -> list[dict]:
     """What came of so many inputs, read by another process. After an input that ends it or takes
-    too long, a new process goes on, five times at most."""
+    too long, a new process goes on, twice at most."""
     found = []
-    for _ in range(5):
+    for _ in range(3):
         command = [sys.executable, "-m", "tests.test_fuzz", str(len(found)), str(count)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
         said = [json.loads(line) for line in done.stdout.splitlines()]
