@@ -28,7 +28,7 @@ from tests.helpers import ROOT, TINY, run, weights
 def test_a_run_leaves_what_it_promises_and_says_what_is_next(finished):
     out, done = finished
     assert {p.name for p in out.iterdir()} == {
-        "best.pt", "config.json", "ids", "log.csv", "model.pt", "model-00000005.pt", "samples",
+        ".lock", "best.pt", "config.json", "ids", "log.csv", "model.pt", "model-00000005.pt", "samples",
         "samples.png", "tokenizer.pt"}
     assert {p.name for p in (out / "samples").iterdir()} == {f"step-0000000{i}.png"
                                                              for i in range(1, 7)}

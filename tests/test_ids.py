@@ -197,7 +197,7 @@ def test_a_folder_of_pictures_is_no_folder_of_ids(tmp_path):
     (np.zeros((1, 3, 4)), "float64"), (np.full((3, 4), 10), "ids 10 to 10, must be 0 to 9"),
     (np.full((3, 4), -1), "ids -1"), (np.zeros((2, 4), int), "2 views of 4 ids, others"),
     (np.zeros((3, 5), int), "3 views of 5 ids"), (np.zeros((3, 0), int), "whole numbers"),
-    (np.zeros(4, int), "whole numbers"), (b"", "EOF"), (b"text", "ValueError"),
+    (np.zeros(4, int), "whole numbers"), (b"", "No data left"), (b"text", "ValueError"),
     (np.array(["a"]), "<U1")])
 def test_a_file_that_holds_no_such_ids_is_left_out_by_name(value, says, tmp_path):
     extracted(tmp_path, "classes")

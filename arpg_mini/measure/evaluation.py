@@ -7,6 +7,7 @@ classifier of the data it gives a distance that needs no download, and that is n
 
 import math
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,10 @@ def choose_network(options, device: torch.device) -> tuple[str, str, Callable, C
     Inception the function that computes class probabilities."""
     if options.inception:
         try:
-            network = torch.jit.load(regular(options.inception), map_location=device).eval()
+            with zipfile.ZipFile(regular(options.inception)) as archive:
+                if sum(e.file_size for e in archive.infolist()) > 2**28:
+                    raise ValueError("it unpacks to more than 256 MB")
+            network = torch.jit.load(options.inception, map_location=device).eval()
         except Exception:                       # a damaged archive may raise anything
             raise UserError(f"--inception {options.inception}: no readable TorchScript") from None
         features = partial(network, return_features=True)
