@@ -1,6 +1,7 @@
 """How every command reads its flags and reports a user's mistake: one line, exit code 2."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -67,15 +68,15 @@ def choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def number(kind: type, least: float, most: float = 2**62) -> Callable[[str], float]:
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
     """A flag that takes a number in a range."""
     def parse(text: str) -> float:
         try:
-            if least <= kind(text) <= most:
+            if least <= kind(text) <= min(most, 2**62):
                 return kind(text)
         except ValueError:
             pass
-        until = " or more" if most == 2**62 else f" to {most}"
+        until = " or more" if most == math.inf else f" to {most}"
         raise argparse.ArgumentTypeError(
             f"{text}: must be {least}{until}{', a whole number' * (kind is int)}")
     return parse
@@ -97,10 +98,10 @@ def numbers(form: str, least: int) -> Callable[[str], tuple[int, ...]]:
 
 def check_output(flag: str, file: Path, ending: str) -> None:
     """UserError unless a file of this ending can be written there."""
-    if file.suffix.lower() != ending:
-        raise UserError(f"{flag} {file}: must end in {ending}, the format that is written")
     if file.is_dir():
         raise UserError(f"{flag} {file}: is a folder, not a file")
+    if file.suffix.lower() != ending:
+        raise UserError(f"{flag} {file}: must end in {ending}, the format that is written")
     if not file.parent.is_dir():
         raise UserError(f"{flag} {file}: no such folder as {file.parent}")
     if not os.access(file.parent, os.W_OK | os.X_OK):

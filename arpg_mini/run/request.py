@@ -112,7 +112,7 @@ def check(options: argparse.Namespace) -> None:
 def settle(options: argparse.Namespace, names: list[str]) -> None:
     """What depends on the names of the model's classes: turn --classes and --was into numbers, and
     fill in --count and the files of results. UserError names the flag that is wrong."""
-    given, edits = options.classes is not None, options.job is not None
+    given, edits = options.classes is not None, bool(options.job)
     options.classes = pick_classes("--classes", options.classes, names) if given else None
     options.was = pick_classes("--was", options.was, names) if options.was is not None else None
     if options.count is None:
