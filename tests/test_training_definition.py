@@ -4,7 +4,6 @@ The models are in float64. Rounding makes equal weights differ by about 1e-12; 1
 """
 
 import copy
-from collections.abc import Iterator
 from unittest.mock import patch
 
 import numpy as np
