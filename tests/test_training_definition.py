@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from arpg_mini import TokenizerConfig, VQTokenizer, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data.builtin import Pictures
-from arpg_mini.tokenizer import to_device
+from arpg_mini.tokenizer import Codebook, to_device
 from tests.helpers import FakeIds, tiny_model
-from tests.strategies import for_all, seeds
+from tests.strategies import for_all, seeds, short
 from tests.training_definition import (
     train_by_hand,
     train_tokenizer_by_hand,
@@ -69,17 +69,17 @@ def spoiled(model, pieces: int, bad: set[int], start: int):
 
 courses = st.fixed_dictionaries(dict(
     pictures=st.sampled_from([5, 1, 20, 3]), views=st.sampled_from([1, 2, 3]),
-    batch_size=st.integers(1, 8), micro_batch=st.integers(1, 9), steps=st.integers(2, 8),
-    start=st.integers(0, 5), class_dropout=st.sampled_from([0.0, 0.5]),
+    batch_size=st.integers(1, 7), micro_batch=st.integers(1, 7), steps=st.integers(2, 6),
+    start=st.integers(0, 3), class_dropout=st.sampled_from([0.0, 0.5]),
     dropout=st.sampled_from([0.0, 0.3]), warmup=st.sampled_from([0.25, 0.0, 0.9]),
     lr=st.sampled_from([0.03, 0.003]), final_lr=st.sampled_from([1e-5, 0.01]),
     weight_decay=st.sampled_from([0.0, 0.5]), grad_clip=st.sampled_from([100.0, 0.01]),
     betas=st.sampled_from([(0.9, 0.95), (0.5, 0.7)]), ema=st.sampled_from([0.9999, 0.3]),
     loss_rows=st.sampled_from([8192, 5]), controlled=st.booleans(),
-    bad=st.sets(st.integers(0, 7), max_size=2), seed=seeds))
+    bad=st.sets(st.integers(0, 5), max_size=2), seed=seeds))
 
 
-@for_all(60, case=courses)
+@for_all(30, case=courses)
 def test_training_steps_are_their_definition(case):
     """Consecutive steps from any step on: loss, rate, norm, weights and average equal those that
     `train_by_hand` computes from the whole batch. A step whose gradient is NaN changes no weight.
@@ -112,7 +112,7 @@ def test_training_steps_are_their_definition(case):
         "the average learns"
 
 
-@for_all(15, pictures=st.sampled_from([3, 20, 1, 260]), count=st.sampled_from([2000, 8]),
+@for_all(10, pictures=st.sampled_from([3, 20, 1, 251]), count=st.sampled_from([2000, 8]),
          batch=st.sampled_from([250, 3]), controlled=st.booleans(), mode=st.booleans(), seed=seeds)
 def test_the_validation_loss_is_its_definition(pictures, count, batch, controlled, mode, seed):
     """It is the mean over the pictures, one by one. It leaves the model in the mode it was in.
@@ -140,7 +140,7 @@ def float64_pixels(*batch):
     return to_device(*batch).double()
 
 
-@for_all(12, steps=st.integers(1, 10), batch=st.integers(1, 5),
+@for_all(8, steps=st.integers(1, 10), batch=st.integers(1, 5),
          patience=st.integers(1, 3), clip=st.sampled_from([100.0, 0.01]),
          warmup=st.sampled_from([0.25, 0.9]), seed=seeds)
 def test_the_tokenizers_steps_are_their_definition(steps, batch, patience, clip, warmup, seed):
@@ -167,3 +167,16 @@ def test_the_tokenizers_steps_are_their_definition(steps, batch, patience, clip,
             done += 1
     assert done == steps, f"{done} steps, not {steps}"
     assert tokenizer.training, "the tokenizer was trained in evaluation mode"
+
+
+@for_all(4, kinds=st.integers(1, 4), seed=seeds)
+def test_a_centre_that_no_feature_is_near_stays(kinds, seed):
+    """With more rows than different features, some rows get none. All stay on some feature.
+
+    Broken if the mean of nothing becomes a row.
+    """
+    coins = torch.Generator().manual_seed(seed)
+    features, book = torch.eye(4)[torch.randint(kinds, (50,), generator=coins)], Codebook(9, 4)
+    book.fit(features, coins)
+    for k, row in enumerate(book.rows.tolist()):
+        assert row in features.tolist(), f"row {k} of 9 is {short(row)}, not one of {kinds} features"

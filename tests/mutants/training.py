@@ -116,8 +116,10 @@ TRAINING = [
            (*AVERAGE, "(1 + step) / (10 + step)", "step / (9 + step)")),
     Mutant("the average's two shares swapped", A_STEP,
            (*AVERAGE, "lerp_(p, 1 - d)", "lerp_(p, d)")),
-    Mutant("the average is the model", A_STEP,
-           (training, "average_of", "copy.deepcopy(model)", "copy.copy(model)")),
+    Mutant("the average starts at zero", A_STEP,
+           (training, "average_of", "copy.deepcopy(model)",
+            "nn.utils.vector_to_parameters(\n        nn.utils.parameters_to_vector((new := "
+            "copy.deepcopy(model)).parameters()) * 0, new.parameters()) or new")),
     # Validation.
     Mutant("validation with dropout", A_LOSS, (*VALIDATION, "    model.eval()\n", "")),
     Mutant("validation leaves the model in evaluation mode", A_LOSS,
@@ -168,7 +170,8 @@ TRAINING = [
            (*TOKENIZER, "visits(seed, PICTURES, step,", "visits(seed, PICTURES, 0,")),
     Mutant("k-means without its far first centres", CODES,
            (*FIT, "odds = (distance + 1e-9).cpu()", "odds = torch.ones(len(features))")),
-    Mutant("k-means moves empty centres to zero", CODES,
+    Mutant("k-means moves empty centres to zero",
+           steps.test_a_centre_that_no_feature_is_near_stays,
            (*FIT, "torch.where(empty, self.rows, F.normalize(sums, dim=-1))",
             "F.normalize(sums, dim=-1)")),
     Mutant("k-means of one round", CODES, (*FIT, "range(rounds)", "range(1)")),
