@@ -76,7 +76,7 @@ courses = st.fixed_dictionaries(dict(
     weight_decay=st.sampled_from([0.0, 0.5]), grad_clip=st.sampled_from([100.0, 0.01]),
     betas=st.sampled_from([(0.9, 0.95), (0.5, 0.7)]), ema=st.sampled_from([0.9999, 0.3]),
     loss_rows=st.sampled_from([8192, 5]), controlled=st.booleans(),
-    bad=st.sets(st.integers(0, 5), max_size=2), seed=seeds))
+    bad=st.sampled_from([(), (0,), (1,), (0, 2), (3,)]), seed=seeds))
 
 
 @for_all(30, case=courses)
@@ -94,6 +94,7 @@ def test_training_steps_are_their_definition(case):
                        class_dropout=case.pop("class_dropout"))
     config, by_hand = TrainConfig(**case), copy.deepcopy(model)
     average, start = training.average_of(model), min(start, config.steps - 1)
+    bad = {start + later for later in bad}
     optimizer = training.make_optimizer(model, config.weight_decay, config.betas)
     pieces = -(-config.batch_size // config.micro_batch)
     steps = training.train_arpg(model, spoiled(model, pieces, bad, start), average, ids, config,
@@ -179,4 +180,4 @@ def test_a_centre_that_no_feature_is_near_stays(kinds, seed):
     features, book = torch.eye(4)[torch.randint(kinds, (50,), generator=coins)], Codebook(9, 4)
     book.fit(features, coins)
     for k, row in enumerate(book.rows.tolist()):
-        assert row in features.tolist(), f"row {k} of 9 is {short(row)}, not one of {kinds} features"
+        assert row in features.tolist(), f"row {k} is {short(row)}, not one of {kinds} features"
