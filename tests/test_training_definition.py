@@ -55,13 +55,15 @@ def state(model, average) -> dict:
     return {"weights": dict(model.named_parameters()), "average": dict(average.named_parameters())}
 
 
-def spoiled(model, pieces: int, bad: set[int], start: int):
+def spoiled(model, config: TrainConfig, bad: set[int], start: int):
     """The model, as training calls it. The loss of the `bad` steps is NaN in the last piece."""
+    pieces = -(-config.batch_size // config.micro_batch)
     calls = start * pieces - 1
 
     def call(*batch, **how):
         nonlocal calls
         calls += 1
+        assert len(batch[0]) <= config.micro_batch, f"{len(batch[0])} samples at a time"
         return model(*batch, **how) * (float("nan") if calls % pieces == pieces - 1
                                        and calls // pieces in bad else 1)
     return call
@@ -69,8 +71,8 @@ def spoiled(model, pieces: int, bad: set[int], start: int):
 
 courses = st.fixed_dictionaries(dict(
     pictures=st.sampled_from([5, 1, 20, 3]), views=st.sampled_from([1, 2, 3]),
-    batch_size=st.integers(1, 7), micro_batch=st.integers(1, 7), steps=st.integers(2, 6),
-    start=st.integers(0, 3), class_dropout=st.sampled_from([0.0, 0.5]),
+    batch_size=st.sampled_from([1, 2, 5, 7]), micro_batch=st.sampled_from([7, 1, 2, 3]),
+    steps=st.integers(2, 6), start=st.integers(0, 3), class_dropout=st.sampled_from([0.0, 0.5]),
     dropout=st.sampled_from([0.0, 0.3]), warmup=st.sampled_from([0.25, 0.0, 0.9]),
     lr=st.sampled_from([0.03, 0.003]), final_lr=st.sampled_from([1e-5, 0.01]),
     weight_decay=st.sampled_from([0.0, 0.5]), grad_clip=st.sampled_from([100.0, 0.01]),
@@ -79,7 +81,7 @@ courses = st.fixed_dictionaries(dict(
     bad=st.sampled_from([(), (0,), (1,), (0, 2), (3,)]), seed=seeds))
 
 
-@for_all(30, case=courses)
+@for_all(20, case=courses)
 def test_training_steps_are_their_definition(case):
     """Consecutive steps from any step on: loss, rate, norm, weights and average equal those that
     `train_by_hand` computes from the whole batch. A step whose gradient is NaN changes no weight.
@@ -96,8 +98,7 @@ def test_training_steps_are_their_definition(case):
     average, start = training.average_of(model), min(start, config.steps - 1)
     bad = {start + later for later in bad}
     optimizer = training.make_optimizer(model, config.weight_decay, config.betas)
-    pieces = -(-config.batch_size // config.micro_batch)
-    steps = training.train_arpg(model, spoiled(model, pieces, bad, start), average, ids, config,
+    steps = training.train_arpg(model, spoiled(model, config, bad, start), average, ids, config,
                                 seed, optimizer, start, control=control)
     expected = train_by_hand(by_hand, ids, config, seed, start, control=control, bad=bad)
     done = 0
