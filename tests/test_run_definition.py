@@ -347,6 +347,7 @@ class Products(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.purpose, self.types = "training", {"training": set(), "validation": set()}
+        self.true_validation = training.validation_loss
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         if function.__name__.split(".")[0] in ("mm", "addmm", "bmm"):
@@ -360,8 +361,6 @@ class Products(TorchDispatchMode):
             return self.true_validation(*what, **how)
         finally:
             self.purpose = "training"
-
-    true_validation = staticmethod(training.validation_loss)
 
 
 class Watched(Run):

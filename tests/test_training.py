@@ -25,7 +25,7 @@ def test_an_epoch_visits_everything_once_in_its_own_order():
 def test_no_two_purposes_share_a_random_stream():
     """Broken if two streams coincide (as with seed + purpose + step), or if two draws of a batch
     have one purpose: then the drops would depend on the orders."""
-    box = [(seed, purpose, step) for seed in range(3) for purpose in range(8) for step in range(4)]
+    box = [(seed, purpose, step) for seed in range(3) for purpose in range(9) for step in range(4)]
     assert len({training.generator(*at).random() for at in box}) == len(box)
     training.permutation.cache_clear()                           # another test may have drawn it
     with patch.object(training, "generator", side_effect=training.generator) as drawn:
