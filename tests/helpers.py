@@ -56,15 +56,15 @@ def tiny_model(dtype=torch.float64, seed=0, **sizes) -> ARPG:
 
 
 class FakeIds:
-    """The ids of twenty pictures in two views. View 1 of a picture is its view 0 plus one."""
+    """The ids of pictures in some views. View 1 of a picture is its view 0 plus one, and so on."""
 
-    def __init__(self, n=15):
-        first = np.random.default_rng(0).integers(0, 10, (20, 1, n))
-        self.ids = np.concatenate([first, first + 1], axis=1).astype(np.uint16)
-        self.labels = np.arange(20) % 3
+    def __init__(self, n=15, pictures=20, views=2, seed=0):
+        first = np.random.default_rng(seed).integers(0, 11 + 1 - views, (pictures, 1, n))
+        self.ids = (first + np.arange(views)[:, None]).astype(np.uint16)
+        self.labels = np.arange(pictures) % 3
 
     def __len__(self):
-        return 20
+        return len(self.labels)
 
 
 def golden(name: str) -> tuple[dict, dict, dict]:

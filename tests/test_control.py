@@ -5,11 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arpg_mini import editing, training
-from arpg_mini.config import TrainConfig
+from arpg_mini import editing
 from arpg_mini.control import ControlAdapter, edges
 from arpg_mini.decoding import decode, decode_sequential
-from tests.helpers import FakeIds, tiny_model
+from tests.helpers import tiny_model
 
 STRIDE = 2
 
@@ -104,28 +103,3 @@ def test_edges_are_the_sobel_gradients_length():
     one = torch.zeros(1, 3, 5, 6)
     one[:, 2] = step[:, 2]
     assert torch.equal(edges(one), edges(step)) and (edges(one * 0) == 0).all()
-
-
-def test_training_gives_maps_of_the_tokens_and_keeps_some_back():
-    """Each sample gets the map of its own tokens. Some samples get none, by a random stream of
-    their own. The adapter learns."""
-    model, seen = tiny_model(dtype=torch.float32, control_stride=STRIDE, class_dropout=0.3), []
-    config = TrainConfig(steps=40, batch_size=10, lr=1e-3)
-
-    def control(tokens):
-        return tokens.view(-1, 1, 3, 5).repeat_interleave(2, 2).repeat_interleave(2, 3) / 11.0
-
-    def call(tokens, labels, orders, loss_rows, control):
-        given_maps = control[:, 0, 0, 0] >= 0
-        assert torch.equal(control[given_maps], expected(tokens)[given_maps])
-        assert (control[~given_maps] == -1).all()
-        seen.extend(given_maps.tolist())
-        return model(tokens, labels, orders, loss_rows, control=control)
-
-    expected, before = control, model.control.out.weight.clone()
-    optimizer = training.make_optimizer(model, 0.05, config.betas)
-    steps = list(training.train_arpg(model, call, training.average_of(model), FakeIds(), config, 3,
-                                     optimizer, control=control))
-    # 400 draws with probability 0.7: five standard deviations are 46.
-    assert len(steps) == 40 and abs(sum(seen) - 280) < 46
-    assert not torch.equal(before, model.control.out.weight)

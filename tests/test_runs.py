@@ -190,31 +190,6 @@ def test_without_hard_links_files_are_copied(tmp_path, monkeypatch):
     test_the_newest_and_the_best_are_kept(tmp_path)
 
 
-@pytest.mark.parametrize("bad_steps", [{3}, {0, 1, 7}])
-def test_a_step_without_a_finite_gradient_changes_nothing(bad_steps):
-    """The loss of a batch is NaN. Weights and optimizer stay as they were, to the bit, the step's
-    gradient norm is not finite, and training continues."""
-    model = tiny_model(dtype=torch.float32)
-    average, config = training.average_of(model), TrainConfig(steps=9, batch_size=4, lr=1e-2)
-    optimizer, step, before = training.make_optimizer(model, 0.05, config.betas), -1, []
-
-    def call(*arguments, **how):
-        nonlocal step
-        step += 1
-        return model(*arguments, **how) * (float("nan") if step in bad_steps else 1.0)
-
-    for result in training.train_arpg(model, call, average, FakeIds(), config, 3, optimizer):
-        now = [p.clone() for p in model.parameters()]
-        now += [v.clone() for s in optimizer.state.values() for v in s.values()]
-        assert all(t.isfinite().all() for t in now)
-        assert bool(result["norm"].isfinite()) == (step not in bad_steps)
-        if step in bad_steps and before:
-            assert all(torch.equal(a, b) for a, b in zip(before, now))
-        before = now
-    assert step == 8 and all(p.isfinite().all() for p in average.parameters())
-    assert {s["step"].item() for s in optimizer.state.values()} == {9 - len(bad_steps)}
-
-
 def test_a_run_says_which_steps_it_left_out_and_gives_up_when_all_are(finished, tmp_path):
     """A learning rate that makes training diverge ends in one line. The checkpoint stays as it was.
     """
