@@ -1,8 +1,9 @@
 """The pytest plugin of the systematic mutants: which test reaches which line of the package.
 
 `--reach FILE` traces the tests and writes FILE. `--only FILE` runs the tests that FILE lists, in
-its order. With either, Hypothesis draws the same examples every time and remembers no failure. No
-process may take more than 12 GiB: a mutant may never stop to ask for memory.
+its order. With either, Hypothesis draws the same examples every time and remembers no failure; a
+trace, which is slow, takes a fifth of them. No process may take more than 12 GiB: a mutant may
+never stop to ask for memory.
 """
 
 import functools
@@ -28,7 +29,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    settings.register_profile("mutants", database=None, derandomize=True, deadline=None)
+    settings.register_profile("mutants", database=None, derandomize=True, deadline=None,
+                              max_examples=20 if config.option.reach else 100)
     settings.load_profile("mutants")
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
     if config.option.reach:
