@@ -8,9 +8,9 @@ Each mutant is written into a copy of the checkout. There, pytest runs the tests
 changed statement, the fastest first, until one fails. A survivor is a mistake that no test notices,
 or a change without effect: a reader must decide.
 
-Which tests reach a line is found by tracing the default tests of the files in RELATED, once per
-state of package and tests. `build/` keeps the result. Tests that fail or skip without a mutant are
-left out. Limits:
+Which tests reach a line is found by tracing the default tests of the files in RELATED. `build/`
+keeps the traces of a test file until the package or that file changes. Tests that fail or skip
+without a mutant are left out. Limits:
 
 - Other test files than those in RELATED might notice a survivor.
 - What runs in a subprocess is not traced. A line that no traced test reaches is tried with all
@@ -78,18 +78,22 @@ class Checkout:
         self.folder, self.root = folder, folder / "checkout"
         ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").replace("/", "").split()
         shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns(".git", *ignored))
+        shared = [file for file in sorted(self.root.rglob("*.py"))
+                  if file.is_relative_to(self.root / "arpg_mini")
+                  or file.parent in (self.root, self.root / "tests") and file.name[:5] != "test_"]
+        state = hashlib.sha256(b"".join(file.read_bytes() for file in shared))
+        tests: dict[str, dict] = {}
         names = RELATED.get(room.split("/")[0], " ".join(RELATED.values()))
-        files = sorted({f"tests/test_{name}.py" for name in names.split()})
-        state = hashlib.sha256(repr(files).encode())
-        for file in sorted(self.root.rglob("*.py")):
-            state.update(file.read_bytes())
-        known = ROOT / "build" / f"reach-{state.hexdigest()[:16]}.json"
-        if not known.exists():
-            tqdm.write("tracing the tests", file=sys.stderr)
-            self.test("--reach", folder / "reach.json", *files)
-            known.parent.mkdir(exist_ok=True)
-            shutil.copy(folder / "reach.json", known)
-        tests = json.loads(known.read_text(encoding="utf-8"))
+        for name in sorted(set(names.split())):
+            now, file = state.copy(), self.root / "tests" / f"test_{name}.py"
+            now.update(file.read_bytes())
+            known = ROOT / "build" / f"reach-{name}-{now.hexdigest()[:16]}.json"
+            if not known.exists():
+                tqdm.write(f"tracing {file.name}", file=sys.stderr)
+                self.test("--reach", folder / "reach.json", file)
+                known.parent.mkdir(exist_ok=True)
+                shutil.move(folder / "reach.json", known)
+            tests |= json.loads(known.read_text(encoding="utf-8"))
         self.seconds = {name: test["seconds"] for name, test in tests.items()}
         self.reaches = {name: set(map(tuple, test["reaches"])) for name, test in tests.items()}
 
