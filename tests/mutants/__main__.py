@@ -1,12 +1,13 @@
-"""Print the table of mutants, or their edits."""
+"""Print the table of mutants, or their edits, or try systematic mutants."""
 
 from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from arpg_mini.run.command import Parser
+from arpg_mini.run.command import Parser, number
 from tests.mutants import Mutant, diff, kill
 from tests.mutants.catalogue import MUTANTS
+from tests.mutants.systematic import campaign, sources
 
 
 def row(mutant: Mutant) -> str:
@@ -26,11 +27,21 @@ def main() -> None:
     parser = Parser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("name", nargs="?", default="", help="only mutants whose name contains this")
     parser.add_argument("--diff", action="store_true", help="print the edits, run nothing")
+    parser.add_argument("--systematic", metavar="ROOM", help="break a file or folder of the "
+                        "package, such as training or data/ids, or all, in many small ways")
+    parser.add_argument("--count", type=number(int, 1), default=20, help="of systematic mutants")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="which ones (default 0)")
     options = parser.parse_args()
+    if options.systematic and not sources(options.systematic):
+        parser.error(f"--systematic {options.systematic}: no file or folder of the package")
     chosen = [m for m in MUTANTS if options.name.lower() in m.name.lower()]
     if not chosen:
         parser.error(f"{options.name}: no mutant's name contains this")
-    for line in map(diff, chosen) if options.diff else table(chosen):
+    if options.systematic:
+        lines = campaign(options.systematic, options.count, options.seed)
+    else:
+        lines = map(diff, chosen) if options.diff else table(chosen)
+    for line in lines:
         tqdm.write(line)
 
 
