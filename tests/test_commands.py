@@ -28,8 +28,8 @@ from tests.helpers import ROOT, TINY, run, weights
 def test_a_run_leaves_what_it_promises_and_says_what_is_next(finished):
     out, done = finished
     assert {p.name for p in out.iterdir()} == {
-        ".lock", "best.pt", "config.json", "ids", "log.csv", "model.pt", "model-00000005.pt", "samples",
-        "samples.png", "tokenizer.pt"}
+        ".lock", "best.pt", "config.json", "ids", "log.csv", "model.pt", "model-00000005.pt",
+        "samples", "samples.png", "tokenizer.pt"}
     assert {p.name for p in (out / "samples").iterdir()} == {f"step-0000000{i}.png"
                                                              for i in range(1, 7)}
     assert {p.name for p in (out / "ids").iterdir()} == {
@@ -66,6 +66,7 @@ def test_samples_grids_animations_and_npz(finished, tmp_path):
     ([], torch.float32), (["--precision", "bfloat16"], torch.bfloat16)])
 def test_precision_is_that_of_weights_and_products(flags, dtype, finished):
     options = sample_mini.parse([str(finished[0]), *flags])
+    sample_mini.check(options)
     drawer = drawing.load(options, torch.device("cpu"))
     assert {p.dtype for p in drawer.model.parameters()} == {dtype}
     with patch.object(drawer.model.head, "forward", wraps=drawer.model.head.forward) as head:
