@@ -364,7 +364,7 @@ def replace(file: Path, damage: str, rng) -> None:
         file.write_bytes(damaged(raw, damage, rng, file.suffix))
 
 
-def attempt(number: int, valid: Path, work: Path) -> dict:
+def attempt(number: int, valid: Path, work: Path, seconds: float) -> dict:
     """Read input `number`, from which its reader, file and damage follow. The readers' valid files
     have the numbers below zero."""
     rng, (turn, at) = np.random.default_rng(abs(number)), divmod(number, len(READERS))
@@ -380,6 +380,7 @@ def attempt(number: int, valid: Path, work: Path) -> dict:
     with contextlib.suppress(OSError):          # on Linux the peak starts again
         Path("/proc/self/clear_refs").write_text("5")
     before = timing.peak_bytes(CPU)
+    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             why = read(work, file)
@@ -388,6 +389,7 @@ def attempt(number: int, valid: Path, work: Path) -> dict:
         outcome, why = "refused", str(error)
     except Exception as error:
         outcome, why = "FAILED", f"{place(error)}: {str(error)[:200]}"
+    faulthandler.cancel_dump_traceback_later()
     if isinstance(why, str) and len(why.splitlines()) != 1 and outcome != "FAILED":
         outcome = "FAILED: not one line"
     most = PICTURE_BYTES if folder == "pictures" else MORE_BYTES
@@ -410,9 +412,8 @@ def child(first: int, last: int, seconds: float = SECONDS) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder) / "valid")
         for number in (*range(-len(READERS), 0), *range(first, last)):
-            faulthandler.dump_traceback_later(seconds, exit=True)
-            print(json.dumps(attempt(number, Path(folder) / "valid", Path(folder) / "work")),
-                  flush=True)
+            said = attempt(number, Path(folder) / "valid", Path(folder) / "work", seconds)
+            print(json.dumps(said), flush=True)
 
 
 def survey(count: int) -> list[dict]:

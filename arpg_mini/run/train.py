@@ -94,9 +94,10 @@ def finish(run: dict, out: Path, ready: Ready, model: ARPG | None) -> None:
     """Print the validation loss, draw the price of parallelism, and say what to do next."""
     if model:
         control = control_of(run, ready.tokenizer, model.config.grid)
-        loss = training.validation_loss(model, ready.held_out, run["seed"], control=control)
+        count = min(2000, len(ready.held_out))
+        loss = training.validation_loss(model, ready.held_out, run["seed"], count, control=control)
         print(f"validation loss {loss:.4f} nats = {loss / math.log(2):.4f} bits per token "
-              f"(fixed orders, {len(ready.held_out)} held-out pictures)")
+              f"(fixed orders, {count} held-out pictures)")
         n = ready.held_out.ids.shape[2]
         counts = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
         rows = [sheet(run, model, ready.tokenizer, ready.held_out, steps) for steps in counts]
