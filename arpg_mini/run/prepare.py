@@ -122,14 +122,17 @@ def train_tokenizer(run: dict, options, pictures: builtin.Pictures,
 def begin(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pictures] | None:
     """In the first process: lock the run folder and fill it, see `fill`. A run that can't start
     leaves no folder."""
-    lock(options.out)
+    out = options.out
+    made = [place for place in (out, *out.parents) if not place.exists()]
+    lock(out)
     try:
         return fill(run, options, stop, device)
     finally:
-        if not (options.out / "config.json").exists():
+        if not (out / "config.json").exists():
             with contextlib.suppress(OSError):
-                (options.out / LOCK).unlink()
-                options.out.rmdir()
+                (out / LOCK).unlink()
+                for place in made:
+                    place.rmdir()
 
 
 def lock(out: Path) -> None:
