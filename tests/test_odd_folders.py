@@ -1,5 +1,6 @@
 """What people's folders, shells and disks do to a run: splits, rubbish, links, names, ranks."""
 
+import json
 import os
 import re
 import shlex
@@ -226,6 +227,20 @@ def test_every_start_says_what_the_classes_are(finished, tmp_path, capsys, monke
         np.save(tmp_path / "ids" / str(i % 2) / f"{i}.npy", np.zeros((1, 16), int))
     line = start_line(tmp_path / "4", capsys, "--data", tmp_path / "ids", "--tokenizer", tokenizer)
     assert line.startswith(f"{tmp_path / 'ids'}: 2 classes (0, 1), 40 pictures, ")
+
+
+def test_what_was_left_out_is_said_once_and_stored(tmp_path):
+    root = classes(tmp_path / "d", "a", "b, c", count=20)
+    (root / "a" / "notes.txt").write_text("no picture")
+    (root / "a" / "0.png").write_bytes((root / "a" / "0.png").read_bytes()[:60])
+    done = run("train_mini.py", "--data", root, "--side", 16, *TINY, "--out", tmp_path / "x",
+               "--device", "cpu")
+    assert f"{root}: 2 classes (a, 'b, c'), 40 pictures, " in done.stdout
+    told = re.findall(r"left out: (\S+): ", done.stderr)
+    assert told == [str(root / "a" / "notes.txt"), str(root / "a" / "0.png")]
+    stored = [json.loads((tmp_path / "x" / "ids" / f"{part}.json").read_text(encoding="utf-8"))
+              for part in ("train", "val")]
+    assert [name for about in stored for name in about["left_out"]] == told
 
 
 # The run folder.

@@ -184,7 +184,7 @@ def usable(base: Path, names: Sequence, files: Listing, kind: Kind) -> list[tupl
         by_class[files[i].label].append(files[i].path)
 
     def first(paths: list[str]) -> tuple[str, str]:
-        why = "it holds no such file"
+        why = "nothing in it can be used"
         for path in paths:
             try:
                 kind.check(base / path)
@@ -280,8 +280,8 @@ def top(base: Path, kind: Kind) -> tuple[list[str], dict[str, str]]:
 
 
 def short(names: Sequence[str], most: int = 8) -> str:
-    """The first of some names."""
-    return ", ".join(names[:most]) + ", …" * (len(names) > most)
+    """The first of some names. One with a comma in it is quoted."""
+    return ", ".join(repr(n) if "," in n else n for n in names[:most]) + ", …" * (len(names) > most)
 
 
 def folder_pictures(root: Path, side: int) -> list[FolderPictures]:

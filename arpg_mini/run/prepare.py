@@ -271,7 +271,8 @@ def encode_all(run: dict, source: builtin.Pictures, stem: Path, tokenizer: VQTok
     processes.barrier()
     said = processes.from_first(partial(put_together, source, stem, made_of))
     if first:
-        tell_left_out(said["left_out"], stem.with_suffix(".json"))
+        tell_left_out({name: why for name, why in said["left_out"].items()
+                       if name not in source.left_out}, stem.with_suffix(".json"))
 
 
 def encode_views(tokenizer: VQTokenizer, device, side: int, views: str,

@@ -112,7 +112,8 @@ class Saver:
                 processes.load_state(saved, self.model, self.average,
                                      self.optimizer if start else None)
             except (KeyError, ValueError, RuntimeError) as error:
-                raise UserError(f"{self.out / 'model.pt'}: does not fit this run ({error})"
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{self.out / 'model.pt'}: does not fit this run ({reason})"
                                 ) from None
         self.newest = start or None
         return start
