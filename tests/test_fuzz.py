@@ -51,7 +51,7 @@ from arpg_mini.run import (
 )
 from tests.helpers import ROOT, code_of, tiny_model
 
-CPU, SECONDS, MORE_BYTES, MOST_BYTES = torch.device("cpu"), 20, 300e6, 8 * 2**30
+CPU, SECONDS, MORE_BYTES, MOST_BYTES = torch.device("cpu"), 60, 300e6, 8 * 2**30
 LARGE_BYTES = 1.5e9                 # a picture, up to Pillow's 179 million pixels; TorchScript
 IDX = bytes([0, 0, 8, 3]) + np.array([3, 4, 5], ">i4").tobytes() + bytes(range(60))
 MADE_OF = {"pictures": "p", "views": "center", "tokenizer": "t"}
@@ -435,7 +435,7 @@ def survey(count: int) -> list[dict]:
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_every_reader_survives_damaged_files(count):
-    """A damaged file is read, refused by a UserError of one line, or left out by name, within 20
+    """A damaged file is read, refused by a UserError of one line, or left out by name, within 60
     seconds and 300 MB (1.5 GB for a picture or a network)."""
     found = survey(count)
     failed = [said for said in found if said["outcome"].startswith("FAILED")]
