@@ -86,7 +86,7 @@ def whole(path: Path) -> dict:
 def described(path: Path, content: dict, *names: str) -> dict:
     """The content of a checkpoint. UserError names the first of some entries that can't be."""
     if wrong := [name for name in names if not isinstance(content.get(name), CONTENT[name])]:
-        raise UserError(f"{path}: its {wrong[0]} is missing or can't be")
+        raise UserError(f"{path}: has no usable {wrong[0]}")
     return content
 
 

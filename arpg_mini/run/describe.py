@@ -101,7 +101,7 @@ def read_stored(file: Path, usual: Preset) -> dict:
                   "classes": ("",), **asdict(usual)}
         if wrong := [name for name in wanted if not alike(run.get(name, ...), wanted[name])
                      and (name != "classes" or name in run)]:
-            raise ValueError(f"its {wrong[0]} is missing or can't be")
+            raise ValueError(f"it has no usable {wrong[0]}")
         for kind, name in ((ModelConfig, "model"), (TokenizerConfig, "tokenizer"),
                            (TrainConfig, "train")):
             kind(**run[name])
