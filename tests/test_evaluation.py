@@ -269,10 +269,10 @@ def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
     network = ("--inception", files["--inception"])
     for arguments, says in (
             ([files["real"], few, *network], "11 pictures for 12 features"),
-            ([files["real"], flat, *network], "flat.npz: no .npz of pictures (arr_0 is uint8 (3,"),
-            ([files["real"], tmp_path / "cut.npz", *network], "cut.npz: no .npz of pictures"),
-            ([files["real"], tmp_path / "names.npz", *network], "names.npz: no .npz of pictures"),
-            ([tmp_path / "none.npz", files["real"], *network], "none.npz: no .npz of pictures"),
+            ([files["real"], flat, *network], "flat.npz: its arr_0 is uint8 (3, 4)"),
+            ([files["real"], tmp_path / "cut.npz", *network], "cut.npz: holds no arr_0"),
+            ([files["real"], tmp_path / "names.npz", *network], "names.npz: holds no arr_0"),
+            ([tmp_path / "none.npz", files["real"], *network], "none.npz: holds no arr_0"),
             ([files["real"], few, "--inception", few], "few.npz: no readable TorchScript"),
             ([files["real"], files["noise"]], "--inception FILE, or --judge"),
             (["shapes", large], "large.npz: its pictures have 48×48 pixels, those of shapes 24×24"),

@@ -65,7 +65,7 @@ def in_processes(world: int, work: Callable, *arguments, code: int = 0) -> None:
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
              "OMP_NUM_THREADS": "1"}
     with patch.dict(os.environ, where):
-        members = [start.Process(target=processes._member, args=(rank, work, "cpu", *arguments))
+        members = [start.Process(target=processes._spawned, args=(rank, work, "cpu", *arguments))
                    for rank in range(world)]
         for member in members:
             member.start()

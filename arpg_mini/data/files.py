@@ -25,21 +25,26 @@ def write_whole(path: Path, write) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            try:
-                write(file)
-            except RuntimeError:    # torch hides why the disk refused; one more write tells it
-                file.write(bytes(2**20))
-                file.flush()
-                raise
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: can't be written ({reason})") from error
+        raise UserError(f"{path}: can't be written ({refusal(part, error)})") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def refusal(part: Path, error: Exception) -> object:
+    """Why a file could not be written. torch hides what the system said: one more write tells it.
+    """
+    try:
+        with open(part, "ab") as file:
+            file.write(bytes(2**20))
+    except OSError as reason:
+        error = reason
+    return getattr(error, "strerror", None) or error
 
 
 def also_as(path: Path, other: Path) -> None:
@@ -65,7 +70,7 @@ def sweep(folder: Path) -> None:
 
 def regular(path: Path) -> Path:
     """The path of a file that exists and ends. OSError otherwise: reading a pipe may never end."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     return path
 
@@ -109,7 +114,7 @@ def npz_array(path: Path, name: str, most: int = 2**26) -> np.ndarray:
         data = entry.read(size) if size <= most else b""
         if len(data) < size:
             raise UserError(f"{path}: its {name}, {dtype} {shape}, is cut off or too large")
-        return np.frombuffer(data, dtype).reshape(shape)
+        return np.frombuffer(data, dtype).reshape(shape).copy()
 
 
 def digest(path: Path) -> str:

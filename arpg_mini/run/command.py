@@ -72,7 +72,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
     """A flag that takes a number in a range."""
     def parse(text: str) -> float:
         try:
-            if least <= kind(text) <= min(most, 2**62):
+            if least <= kind(text) <= min(most, 2**62 if kind is int else sys.float_info.max):
                 return kind(text)
         except ValueError:
             pass

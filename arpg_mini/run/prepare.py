@@ -155,8 +155,8 @@ def lock(out: Path) -> None:
 
 
 def fill(run: dict, options, stop: processes.Stop, device) -> list[builtin.Pictures] | None:
-    """Leave `config.json` and `tokenizer.pt` in the run folder. Returns the pictures that must still
-    be encoded, or None if the run has all of its ids."""
+    """Leave `config.json` and `tokenizer.pt` in the run folder. Returns the pictures that must be
+    encoded, or None if the run has all of its ids."""
     out, folder = options.out, Path(run["data"])
     if (out / "config.json").exists() and not options.resume:
         raise UserError(f"--out {out}: already holds a run; add --resume to continue it")
