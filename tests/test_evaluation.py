@@ -284,7 +284,7 @@ def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
             ([tmp_path, "--guidance", "nan"], "--guidance nan: must be a number"),
             ([tmp_path, "--orders"], "model.pt: no such file"),
             ([files["real"], files["noise"], "--judge", "cats"], "--judge shapes or fashion-mnist"),
-            ([files["real"]], "real.npz: its arr_1 can't be read")):
+            ([files["real"]], "real.npz: holds no arr_1")):
         code, _, error = run(monkeypatch, capsys, *arguments)
         assert code == 2 and says in error and error.count("\n") == 1, (arguments, error)
     code, said, _ = run(monkeypatch, capsys, files["real"], few, *network, "--few")
