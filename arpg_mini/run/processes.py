@@ -31,7 +31,7 @@ from .command import LAUNCHED, complain, exit_code, launcher, print_anything
 
 T = TypeVar("T")
 waiting = None                                 # the process group in which CPUs agree
-SAY, MEETING = 5.0, timedelta(minutes=10)      # to wait for the other processes, see `meet`
+SAY, MEETING = 10.0, timedelta(minutes=10)      # to wait for the other processes, see `meet`
 
 # Ctrl-C, the end of a scheduler's job, and the warning before it (SLURM's --signal=USR1@120).
 STOPPING = signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)
@@ -115,7 +115,9 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
 
 def _spawned(local_rank: int, main, device: str, *arguments) -> None:
     """One of the processes that `launch` starts."""
+    global SAY
     print_anything()
+    SAY = MEETING.total_seconds()               # nobody needs to start the others
     os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     _member(local_rank, main, device, *arguments)
