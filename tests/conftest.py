@@ -1,6 +1,8 @@
-"""Shared fixtures. The option `--hypothesis-profile thorough` runs five times the examples."""
+"""Shared fixtures. The option `--hypothesis-profile thorough` runs five times the examples, and
+`--shuffle SEED` runs the tests in a random order, since none may depend on another."""
 
 import os
+import random
 import sys
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")                # like the package, before torch
@@ -16,6 +18,15 @@ from tests.helpers import TINY, code_of, run
 
 settings.register_profile("thorough", max_examples=500)
 threads = torch.get_num_threads()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order")
+
+
+def pytest_collection_modifyitems(config, items):
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
 
 
 def pytest_runtest_setup(item):
