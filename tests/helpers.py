@@ -1,16 +1,23 @@
 """Helpers of several tests: tiny models whose weights are large enough for mistakes to show."""
 
+import contextlib
+import importlib
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.pretrained import load_released_arpg
+from arpg_mini.run import prepare, processes
 from tests.golden.recipe import tensor
 
 ROOT = Path(__file__).parent.parent
@@ -20,12 +27,35 @@ GOLDEN = Path(__file__).parent / "golden"
 TINY = ["--steps", "6", "--tokenizer-steps", "8", "--batch-size", "8"]
 
 
-def run(script, *arguments, cwd=ROOT, code=0, **how) -> subprocess.CompletedProcess:
-    """Run one of the two scripts as a user runs it. It must end with the exit code `code`."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd,
-                          capture_output=True, text=True, timeout=300, **how)
+def run(script, *arguments, cwd=ROOT, code=0, alone=False, **how) -> subprocess.CompletedProcess:
+    """Run one of the two scripts as a user runs it. It must end with the exit code `code`. This
+    process runs it and saves the import of torch, unless the test or the script needs others."""
+    command = [str(ROOT / script), *map(str, arguments)]
+    if alone or how or "--gpus" in command:
+        done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True,
+                              timeout=300, **how)
+    else:
+        done = run_here(command, cwd)
     assert done.returncode == code, done.stderr
     return done
+
+
+def run_here(command: list[str], cwd) -> subprocess.CompletedProcess:
+    """Run a script in this process, and forget what it leaves in it: signals, locks."""
+    handlers = {number: signal.getsignal(number) for number in processes.STOPPING}
+    out, err, here = io.StringIO(), io.StringIO(), os.getcwd()
+    os.chdir(cwd)
+    try:
+        with (patch.object(sys, "argv", command), contextlib.redirect_stdout(out),
+              contextlib.redirect_stderr(err), patch.object(prepare, "held", held := [])):
+            code = code_of(importlib.import_module(Path(command[0]).stem).main)
+    finally:
+        os.chdir(here)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for file in held:
+            file.close()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def code_of(main) -> int:

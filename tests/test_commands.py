@@ -78,9 +78,9 @@ def test_precision_is_that_of_weights_and_products(flags, dtype, finished):
 def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_path):
     """A run gets SIGTERM in the middle, then continues with --resume. Its weights are those of a
     run that was never stopped."""
-    out, steps = tmp_path / "again", [*TINY[2:], "--steps", "200"]
+    out, steps = tmp_path / "again", [*TINY[2:], "--steps", "80"]
     arguments = ["--data", str(pictures), "--side", "16", *steps, "--out", str(out),
-                 "--device", "cpu", "--save-every", "100"]
+                 "--device", "cpu", "--save-every", "40"]
     process = subprocess.Popen([sys.executable, str(ROOT / "train_mini.py"), *arguments],
                                stderr=subprocess.PIPE, text=True)
     while not (out / "log.csv").exists() or len((out / "log.csv").read_text().splitlines()) < 3:
@@ -89,13 +89,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_pat
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM and f"--resume --out {out}" in said
-    assert 0 < weights(out)["step"] < 200
-    run("train_mini.py", "--resume", "--out", out, "--device", "cpu", "--save-every", 100)
+    assert 0 < weights(out)["step"] < 80
+    run("train_mini.py", "--resume", "--out", out, "--device", "cpu", "--save-every", 40)
     whole = tmp_path / "whole"
     run("train_mini.py", "--data", pictures, "--side", 16, *steps, "--out", whole,
-        "--device", "cpu", "--save-every", 100)
+        "--device", "cpu", "--save-every", 40)
     a, b = weights(out), weights(whole)
-    assert a["step"] == b["step"] == 200
+    assert a["step"] == b["step"] == 80
     assert all(torch.equal(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k])
     rows = [[line.split(",")[i] for i in (0, 1, 3, 4)] for f in (out, whole)
             for line in (f / "log.csv").read_text().split()]
@@ -155,7 +155,8 @@ def test_mistakes_in_sampling_end_in_one_line(arguments, says, finished, mistake
 
 def test_a_mistake_as_a_user_meets_it(pictures, tmp_path):
     """Broken if a new process prints a traceback, or writes something before it ends."""
-    done = run("train_mini.py", "--data", pictures, "--side", 18, "--out", tmp_path / "x", code=2)
+    done = run("train_mini.py", "--data", pictures, "--side", 18, "--out", tmp_path / "x", code=2,
+               alone=True)
     assert done.stderr == ("train_mini.py: error: --side 18: must be a multiple of the tokenizer's "
                            "stride, 4\n")
     assert not (tmp_path / "x").exists()
