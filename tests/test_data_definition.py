@@ -366,7 +366,7 @@ def pick_names(rng: np.random.Generator, folder: str, count: int, ending: str) -
     return names
 
 
-@for_all(16, layout=st.sampled_from(["flat", "both", "train", "no val", "empty val"]),
+@for_all(12, layout=st.sampled_from(["flat", "both", "train", "no val", "empty val"]),
          views=st.sampled_from(VIEWS), side=st.sampled_from([4, 6, 12]), seed=numbers,
          names=st.lists(st.sampled_from(["b", "A", "10", "9", "é", "z, y"]), min_size=1,
                         max_size=3, unique=True))
@@ -513,7 +513,7 @@ class Codes(builtin.Pictures):
         return kept, kept
 
 
-@for_all(40, n=st.integers(1, 20), part=st.integers(1, 7), views=st.integers(1, 3),
+@for_all(25, n=st.integers(1, 20), part=st.integers(1, 7), views=st.integers(1, 3),
          broken=st.sets(st.integers(0, 20)), seed=numbers,
          starts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=2),
          last=st.integers(1, 4))
@@ -595,7 +595,7 @@ listings = st.lists(st.builds(folders.Listed, st.sampled_from(PATHS), *[st.integ
                     max_size=3)
 
 
-@for_all(60, a=listings, data=st.data(), side=st.sampled_from([4, 5]))
+@for_all(40, a=listings, data=st.data(), side=st.sampled_from([4, 5]))
 def test_a_fingerprint_changes_when_and_only_when_its_files_do(a, data, side):
     """The files are the same if their paths, classes, sizes and times are, in the same order. Where
     the folder lies does not matter; how large its pictures become does."""
@@ -612,7 +612,7 @@ def test_a_fingerprint_changes_when_and_only_when_its_files_do(a, data, side):
     assert (first == second) == alike, "the same" if first == second else "another fingerprint"
 
 
-@for_all(40, a=st.dictionaries(st.sampled_from("pvt"), st.sampled_from(["1", "2"])),
+@for_all(25, a=st.dictionaries(st.sampled_from("pvt"), st.sampled_from(["1", "2"])),
          b=st.dictionaries(st.sampled_from("pvt"), st.sampled_from(["1", "2"])), seed=numbers,
          change=st.sampled_from(["nothing", "weight", "buffer", "name", "swap"]))
 def test_a_mark_changes_when_and_only_when_what_it_names_does(a, b, seed, change):
