@@ -528,10 +528,12 @@ class Codes(builtin.Pictures):
 @for_all(25, n=st.integers(1, 20), part=st.integers(1, 7), views=st.integers(1, 3),
          broken=st.sets(st.integers(0, 20)), seed=numbers,
          starts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=2),
-         last=st.integers(1, 4))
-def test_parts_joined_are_everything_encoded_at_once(n, part, views, broken, seed, starts, last):
-    """Encoding starts in some processes, which end after some parts each. It starts again in
-    another number of processes. Finally the parts are joined.
+         last=st.integers(1, 4), stale=st.integers(0, 2))
+def test_parts_joined_are_everything_encoded_at_once(n, part, views, broken, seed, starts, last,
+                                                     stale):
+    """Some parts lie there that another tokenizer made. Encoding starts in some processes, which
+    end after some parts each. It starts again in another number of processes. Finally the parts are
+    joined.
 
     Broken if a part is lost, changes place or is encoded twice, if an id loses bits, if labels
     shift where a picture is bad, or if a bad picture is not named.
@@ -542,17 +544,21 @@ def test_parts_joined_are_everything_encoded_at_once(n, part, views, broken, see
     good = [i for i in range(n) if i not in broken]
 
     def encode(items):
-        encoded.extend(items)
+        encoded.extend(map(int, items))
         return codes[items]
 
     with tempfile.TemporaryDirectory() as folder, patch.object(ids, "PART", part), \
             patch.object(os, "fsync", lambda file: None):
-        stem = Path(folder) / "train"
+        stem, source = Path(folder) / "train", Codes(labels, broken)
+        others = ids.encode_parts(source, source.load, lambda items: codes[items] ^ 1, stem,
+                                  made_of | {"tokenizer": "another"})
+        for _ in zip(range(stale), others):
+            pass
         for world, stop in [*starts, (last, n)]:
             for rank in range(world):
                 source = Codes(labels, broken)
                 shares = ids.encode_parts(source, source.load, encode, stem, made_of, rank, world)
-                got = [share for share, _ in zip(shares, range(stop))]
+                got = [share for _, share in zip(range(stop), shares)]
                 assert got == sorted(set(got)), f"shares {got}"
                 assert stop < n or not got or got[-1] == 1, f"it ends at {got[-1]:.0%}"
         assert sorted(encoded) == good, f"pictures {sorted(encoded)} were encoded, not {good}"

@@ -22,6 +22,7 @@ from arpg_mini import TokenizerConfig, VQTokenizer, pretrained
 from arpg_mini.data import files, images
 from arpg_mini.editing import complete_steps
 from arpg_mini.run import checkpoint, drawing, export, processes
+from arpg_mini.tokenizer import to_device
 from tests.helpers import tiny_model
 from tests.strategies import for_all
 from tests.test_data_definition import CPU, WIDE, noise, numbers, refusal, same
@@ -44,12 +45,9 @@ def test_colours_are_rounded_to_the_nearest_of_256(values, seed, size):
                       for i in range(n)])
     same("pixels", got, right)
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
-    back = images.to_uint8(images_to_tensor(every))
-    same("all 256 values, there and back", back, every)
-
-
-def images_to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    tensor = to_device(every, CPU)
+    assert (tensor.min(), tensor.max()) == (-1, 1), f"{tensor.min()} to {tensor.max()}"
+    same("all 256 values, there and back", images.to_uint8(tensor), every)
 
 
 def grid_by_hand(pictures: np.ndarray, columns: int, zoom: int, gap: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The mistakes in data and files: pictures, ids, parts, marks, checkpoints, drawing, flags."""
 
 from arpg_mini.data import builtin, colours, files, folders, ids, images
+from arpg_mini.measure import bench, edit_scores, evaluation
 from arpg_mini.run import checkpoint, describe, drawing, export, plan, prepare, request
 from arpg_mini.run import train as loop
 from tests import test_data_definition as data
@@ -41,6 +42,7 @@ MODELS = written.test_models_and_tokenizers_read_back
 DRAWN = written.test_each_picture_is_the_one_that_is_drawn_alone
 SAMPLING = flags.test_every_flag_of_sampling_does_what_it_says
 TRAINING = flags.test_every_flag_of_training_does_what_it_says
+MEASURING = flags.test_every_flag_of_measuring_reaches_what_is_measured
 
 ROWS = "range(start + rank * size // world, start + (rank + 1) * size // world)"
 
@@ -166,6 +168,8 @@ DATA = [
            (*JOIN, "source.labels[picked]", "source.labels[picked].astype(np.uint16)")),
     Mutant("finished parts encoded again", PARTS,
            (*ENCODE, "if read_part(part_file(stem, p), mark) is None]", "]")),
+    Mutant("parts that another tokenizer made are joined", PARTS,
+           (ids, "read_part", 'content["mark"] == mark and ', "")),
     Mutant("each process encodes all parts", PARTS,
            (*ENCODE, "range(rank, -(-len(source) // PART), world)",
             "range(-(-len(source) // PART))"),
@@ -368,6 +372,14 @@ DATA = [
         ("deterministic", "if options.deterministic:", "if False:"),
         ("save-every", "options.save_every or min", "min"),
         ("tensorboard", "start, options.tensorboard)", "start)"))],
+    *[Mutant(f"--{name} of {owner.__name__.split('.')[-1]} ignored", MEASURING,
+             (owner, "main", old, new)) for owner, name, old, new in (
+        (evaluation, "count", "options.count or 500", "500"),
+        (evaluation, "orders", "elif options.orders:", "elif False:"),
+        (evaluation, "guidance", "options.guidance, device", "2.0, device"),
+        (edit_scores, "steps", "options.count, options.steps", "options.count, 16"),
+        (edit_scores, "out", "if options.out:", "if False:"),
+        (bench, "json", "if options.json:", "if False:"))],
     Mutant("--utilisation ignored", TRAINING,
            (plan, "describe", "1e12 * options.utilisation *", "1e12 * 0.4 *"),
            (plan, "describe", "{options.utilisation:.0%}", "40%")),
