@@ -296,9 +296,11 @@ def wide_tokenizer() -> tuple[VQTokenizer, bytes]:
 def quiet() -> Iterator[io.StringIO]:
     with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as e,
           patch.object(prepare, "held", [])):
-        yield e
-        for file in prepare.held:
-            file.close()
+        try:
+            yield e
+        finally:
+            for file in prepare.held:           # and the locks with them
+                file.close()
 
 
 @cache
@@ -508,6 +510,47 @@ def test_fashion_mnists_parts_are_its_files(sizes, packed, seed):
                     same(f"{data}: labels", part.labels, labels)
                     assert part.classes[9] == "ankle boot", f"class 9 is {part.classes[9]}"
     assert parts[0].fingerprint != parts[1].fingerprint, "the parts have the same fingerprint"
+
+
+class Many(list):
+    """A few files that stand for 200,000."""
+
+    def __len__(self):
+        return 200_000
+
+
+@for_all(3, salt=numbers)
+def test_one_file_in_twenty_is_due_or_one_in_two_hundred_of_many(salt):
+    """By a checksum of its path. Broken if a new file changes what is due."""
+    files = [folders.Listed(f"{salt}/{i}.png", 0, 1, 1) for i in range(2000)]
+    marks = [int(hashlib.sha256(f.path.encode()).hexdigest()[:8], 16) for f in files]
+    for listing, share in ((files, 20), (files[::2], 20), (Many(files), 200)):
+        got, chosen = folders.due(listing)
+        right = marks[::2] if listing is not files and share == 20 else marks
+        same("checksums", got, right)
+        same(f"due of {len(listing)}", chosen, [mark % share == 0 for mark in right])
+
+
+@for_all(20, step=st.integers(0, 3), steps=st.integers(0, 3), side=st.integers(1, 9),
+         stride=st.sampled_from([1, 2, 3]), views=st.sampled_from(VIEWS), folder=st.booleans())
+def test_only_finished_tokenizers_and_sizes_that_fit_are_used(step, steps, side, stride, views,
+                                                              folder):
+    """A tokenizer that is trained to its last step; pictures of whole ids; ten crops of a folder.
+    """
+    run = {"tokenizer_file": "vq.pt", "views": views}
+    with patch.object(checkpoint, "load_any_tokenizer",
+                      lambda file: ("it", {"step": step, "steps": steps})):
+        said = refusal(prepare.named_tokenizer, run, Path("none"))
+    used = said == "it is accepted"
+    assert used == (step >= steps), f"step {step} of {steps}: {said}"
+    pictures = (folders.FolderPictures([], Path("x"), ["a"], side) if folder else
+                builtin.Pictures(np.zeros((1, side, side, 3)), np.zeros(1), ["a"], ""))
+    fits = side % stride == 0 and (folder or views != "ten-crop")
+    said = refusal(prepare.check_sizes, run, pictures, stride)
+    assert (said == "it is accepted") == fits, f"{side} by {stride}, {views}: {said}"
+    if fits:
+        n = prepare.check_sizes(run, pictures, stride)
+        assert n * stride**2 == side**2, f"{n} ids of {stride}×{stride} pixels in {side}×{side}"
 
 
 # Parts of the encoding, and what marks them.

@@ -199,10 +199,15 @@ def png_of(s: Sampler, *flags: object) -> tuple[int, int]:
         return picture.size
 
 
-def largest_batch(s: Sampler, *flags: object) -> int:
-    with patch.object(drawing, "complete_steps", wraps=drawing.complete_steps) as calls:
+class Begins(Exception):
+    """A batch begins to be drawn."""
+
+
+def first_batch(s: Sampler, *flags: object) -> int:
+    with (patch.object(drawing, "complete_steps", side_effect=Begins) as calls,
+          contextlib.suppress(Begins)):
         s.pictures(*flags)
-    return max(len(call.args[2]) for call in calls.call_args_list)
+    return len(calls.call_args.args[2])
 
 
 def launched(main: Callable, *flags: object) -> SimpleNamespace:
@@ -287,8 +292,8 @@ SAMPLING = {
     "--npz": lambda s: files_of(s, "--npz"),
     "--columns": lambda s: {"that many": png_of(s, "--columns", 3) == (3 * 62 - 2, 2 * 62 - 2),
                             "at most 10": png_of(s)[1] == 60},
-    "--batch-size": lambda s: {"at most so many at a time": largest_batch(s, "--batch-size", 3) == 3
-                               and largest_batch(s) == 4},
+    "--batch-size": lambda s: {"so many at a time": first_batch(s, "--batch-size", 3) == 3,
+                               "100 by default": first_batch(s, "--count", 101) == 100},
     "--device": lambda s: {
         "passed on": launched(sample_mini.main, s.run, "--npz", s.file(".npz"), "--device", "cpu"
                               ).device == "cpu",

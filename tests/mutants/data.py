@@ -33,6 +33,8 @@ FINGERPRINT = data.test_a_fingerprint_changes_when_and_only_when_its_files_do
 MARK = data.test_a_mark_changes_when_and_only_when_what_it_names_does
 WEIGHTS = data.test_a_tokenizers_fingerprint_is_of_all_tensors_and_their_names
 AGAIN = data.test_ids_are_made_again_when_and_only_when_they_changed
+DUE = data.test_one_file_in_twenty_is_due_or_one_in_two_hundred_of_many
+FINISHED = data.test_only_finished_tokenizers_and_sizes_that_fit_are_used
 SHEET = written.test_a_grid_is_filled_row_by_row
 ANIMATION = written.test_an_animation_shows_its_frames_in_order_and_the_last_one_longer
 ARRAYS = written.test_arrays_of_pictures_read_back
@@ -132,6 +134,17 @@ DATA = [
     Mutant("classes in the order of the disk's folders, reversed", FOLDER,
            (folders, "top", "found = sorted(p for", "found = sorted((p for"),
            (folders, "top", 'startswith("."))', 'startswith(".")), reverse=True)')),
+    Mutant("files due by their place in the list", DUE,
+           (folders, "due", "return marks, marks % (20", "return marks, np.arange(len(marks)) % (20"
+            )),
+    Mutant("one picture in twenty held out of a million", DUE,
+           (folders, "due", "else 200)", "else 20)")),
+    Mutant("a tokenizer without its last step is used", FINISHED,
+           (prepare, "named_tokenizer", "step < steps", "step < steps - 1")),
+    Mutant("pictures that are not cut into whole ids", FINISHED,
+           (prepare, "check_sizes", "if pictures.side % stride:", "if False:")),
+    Mutant("ten crops of pictures without a margin to spare", FINISHED,
+           (prepare, "check_sizes", 'run["views"] == "ten-crop" and not', "False and not")),
     # Extracted ids.
     Mutant("extracted ids kept in 8 bits", EXTRACTED,
            (ids.IdFiles, "read", "astype(np.uint16)", "astype(np.uint8)")),
@@ -357,6 +370,8 @@ DATA = [
         ("steps", "if options.steps is None else options.steps", 'if True else ""'))],
     Mutant("--control ignored", SAMPLING, (*DRAW, "(maps * grown).clamp(max=1)", "maps * 0")),
     Mutant("--batch-size ignored", SAMPLING, (*DRAW, "options.batch_size or few", "few")),
+    Mutant("any number of pictures drawn at a time", SAMPLING, (*DRAW, "min(100, max(1,",
+                                                                "min(10**9, max(1,")),
     Mutant("--columns ignored", SAMPLING,
            (*DRAW, "min(options.columns, options.count)", "min(10, options.count)")),
     Mutant("--count ignored with --npz", SAMPLING,
