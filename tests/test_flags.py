@@ -359,14 +359,13 @@ class Trainer:
             return forward(model, tokens, *more, **how)
 
         with ExitStack() as stack:
+            seen.compiled = stack.enter_context(patch.object(torch.nn.Module, "compile"))
             for change in (patch.object(ARPG, "forward", watched),
-                           patch.object(torch.nn.Module, "compile"),
                            patch.object(os, "fsync", lambda file: None),
-                           patch.dict(sys.modules, {"torch.utils.tensorboard": board}),
                            contextlib.redirect_stderr(io.StringIO())):
-                compile = stack.enter_context(change)
-                if "compile" in str(change) or isinstance(compile, Mock):
-                    seen.compiled = compile
+                stack.enter_context(change)
+            sys.modules["torch.utils.tensorboard"] = board
+            stack.callback(sys.modules.pop, "torch.utils.tensorboard")
             with tempfile.TemporaryDirectory() as folder:
                 with default(torch.float64):
                     run = Run(Path(folder) / "run", steps=6)
