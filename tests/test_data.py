@@ -156,15 +156,6 @@ def test_odd_files_are_handled_or_reported_by_name(tmp_path):
     assert deep.std() > 10 and 90 < deep.mean() < 165            # 16 bits are scaled, not cut
 
 
-def test_the_centre_crop_keeps_the_centre():
-    """A picture three times as wide as high keeps its middle third, at any scale."""
-    image = Image.new("RGB", (300, 100), "red")
-    image.paste("lime", (100, 0, 200, 100))
-    for side in (8, 50, 100, 160):
-        middle = folders.fit_picture(image, side)[:, 2:-2].astype(int)
-        assert (abs(middle - [0, 255, 0]) < 30).all()
-
-
 def test_held_out_files_stay_held_out_when_files_are_added(tmp_path):
     odd_folder(tmp_path)
     out = set(folders.folder_pictures(tmp_path, 8)[1].files)

@@ -53,16 +53,6 @@ def test_ids_are_their_pictures_memory_mapped(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"train.npy", "train.labels.npy", "train.json"}
 
 
-@pytest.mark.parametrize("world, then", [(1, 1), (3, 3), (2, 1), (1, 4)])
-def test_what_was_encoded_is_not_encoded_again_by_any_number_of_processes(world, then, tmp_path):
-    """Every process stops after one of the seven parts. Another number of processes continues."""
-    source = data.shapes_pictures(50, 3)
-    first = make(tmp_path / "train", source, world=world, stop_after=1)
-    assert first == world and make(tmp_path / "train", source, world=then) == 7 - world
-    ids.put_together(source, tmp_path / "train", MADE_OF)
-    assert (ids.Ids(tmp_path / "train").ids == encode(source.images)).all()
-
-
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: b"text",
                                     lambda raw: raw[:200] + bytes([raw[200] ^ 1]) + raw[201:]])
 def test_a_damaged_part_is_encoded_again(damage, tmp_path):
@@ -106,48 +96,6 @@ def test_every_change_of_a_written_file_is_noticed(tmp_path):
             ids.verified(stem)
 
 
-class SomeBad(data.Pictures):
-    """Every fifth picture, and every picture of the second part, can't be read."""
-
-    def load(self, indices, side=0):
-        kept = np.array([i for i in indices if i % 5 and not 8 <= i < 16], np.int64)
-        self.bad |= {self.name(i): "torn" for i in indices if i not in kept}
-        return kept, self.images[kept]
-
-
-def test_bad_pictures_are_left_out_by_name(tmp_path):
-    shapes = data.shapes_pictures(30, 3)
-    source = SomeBad(shapes.images, shapes.labels, shapes.classes, "bad")
-    made = finish(tmp_path / "train", source, world=2)
-    good = [i for i in range(30) if i % 5 and not 8 <= i < 16]
-    assert (made.ids == encode(shapes.images[good])).all()
-    assert (made.labels == shapes.labels[good]).all()
-    said = ids.verified(tmp_path / "train")
-    assert said["pictures"] == len(good) and said["classes"] == shapes.classes
-    assert said["left_out"] == {f"picture {i}": "torn" for i in range(30) if i not in good}
-
-
-def test_no_readable_picture_is_an_error(tmp_path):
-    shapes = data.shapes_pictures(1, 3)
-    source = SomeBad(shapes.images, shapes.labels, shapes.classes, "bad")
-    with pytest.raises(UserError, match="picture 0: none of 1 pictures"):
-        finish(tmp_path / "train", source)
-
-
-def test_ten_views_are_four_corners_the_centre_and_their_mirror_images():
-    """The picture's pixel values are coordinates. Corner views touch the picture's corners."""
-    side, far = 6, 2
-    y, x = np.mgrid[:side + far, :side + far]
-    picture = np.stack([y, x, 0 * x], axis=-1)[None].astype(np.uint8)
-    views = ids.crops(picture, "ten-crop", side)
-    assert len(views) == 10 and all(view.shape == (1, side, side, 3) for view in views)
-    corners = [tuple(view[0, 0, 0, :2]) for view in views[:5]]
-    assert corners == [(0, 0), (0, far), (far, 0), (far, far), (1, 1)]
-    for view, mirrored in zip(views[:5], views[5:]):
-        assert (view[:, :, ::-1] == mirrored).all()
-    assert [len(ids.crops(picture, v, side)) for v in ("center", "center-flip")] == [1, 2]
-
-
 def extracted(root, layout, count=30, views=3, n=4):
     """Write the ids of `count` pictures in one of the two layouts. Ids are below 10; picture i has
     class number classes[i % 3]. The alphabetical order of these numbers is another one."""
@@ -164,27 +112,6 @@ def extracted(root, layout, count=30, views=3, n=4):
             value = all_ids[i:i + 1] if i % 2 else all_ids[i]
             np.save(root / str(label) / f"n{i}.npy", value)
     return all_ids, np.array(classes)[np.arange(count) % 3]
-
-
-def number(file: str) -> int:
-    return int("".join(filter(str.isdigit, file.split("/")[-1])))
-
-
-@pytest.mark.parametrize("layout", ["classes", "codes"])
-def test_extracted_ids_are_read_in_both_layouts(layout, tmp_path):
-    all_ids, labels = extracted(tmp_path / "x", layout)
-    seen = {}
-    for part in ids.id_files(tmp_path / "x", vocab=10):
-        stem = tmp_path / "ids" / str(len(seen))
-        for _ in ids.encode_parts(part, part.load, np.asarray, stem, MADE_OF):
-            pass
-        ids.put_together(part, stem, MADE_OF)
-        made = ids.Ids(stem)
-        assert part.classes == [str(i) for i in range(12)] and not part.bad
-        for file, tokens, label in zip(part.files, made.ids, made.labels, strict=True):
-            seen[number(file)] = (tokens == all_ids[number(file)]).all(), label
-    assert sorted(seen) == list(range(30)) and all(same for same, _ in seen.values())
-    assert [seen[i][1] for i in range(30)] == labels.tolist()
 
 
 def test_a_folder_of_pictures_is_no_folder_of_ids(tmp_path):
