@@ -20,6 +20,10 @@ def plain_picture(image: Image.Image, ground: str = "white") -> Image.Image:
     """Any picture, just opened -> RGB: rotated as its EXIF data says, converted to sRGB as its
     profile says, and flattened onto a ground."""
     raw, tags = raw_mode(image), dict(getattr(image, "tag_v2", {}))
+    if tags.get(PHOTOMETRIC) == 6 and raw == "RGBX" and image.tile[0][0] == "raw":
+        raise ValueError("YCbCr without compression, which this version of Pillow reads as RGB")
+    with contextlib.suppress(Exception):
+        image.getexif()                         # old versions find none after loading
     image.load()
     with contextlib.suppress(Exception):        # damaged EXIF data do not harm the pixels
         image = ImageOps.exif_transpose(image)

@@ -254,7 +254,7 @@ def encode_all(run: dict, source: builtin.Pictures, stem: Path, tokenizer: VQTok
     views = run["views"] if stem.name == "train" else "center"
     made_of = {"pictures": source.fingerprint, "views": views,
                "tokenizer": checkpoint.fingerprint(tokenizer)}
-    encode = partial(encode_views, tokenizer, device, run["side"], views)
+    encode = partial(encode_views, tokenizer, device, source.side, views)
     if isinstance(source, IdFiles):
         made_of |= {"tokenizer": "", "views": f"{source.sizes[0]} as found"}
         encode = np.asarray
