@@ -22,11 +22,9 @@ def plain_picture(image: Image.Image, ground: str = "white") -> Image.Image:
     raw, tags = raw_mode(image), dict(getattr(image, "tag_v2", {}))
     if tags.get(PHOTOMETRIC) == 6 and raw == "RGBX" and image.tile[0][0] == "raw":
         raise ValueError("YCbCr without compression, which this version of Pillow reads as RGB")
-    with contextlib.suppress(Exception):
-        image.getexif()                         # old versions find none after loading
-    image.load()
+    image.load()                                # this also rotates a TIFF file
     with contextlib.suppress(Exception):        # damaged EXIF data do not harm the pixels
-        image = ImageOps.exif_transpose(image)
+        image = image if tags else ImageOps.exif_transpose(image)
     profile, key, alpha = image.info.get("icc_profile"), image.info.get("transparency"), None
     if image.mode in ("P", "PA"):
         image = image.convert("RGB" if image.mode == "P" and key is None else "RGBA")
