@@ -6,25 +6,47 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from arpg_mini import decoding, orders
 from arpg_mini.model import ARPG
-from tests import test_attention, test_equivalence, test_invariants, test_sampling
+from tests import (
+    test_attention,
+    test_data_definition,
+    test_equivalence,
+    test_files_definition,
+    test_flags,
+    test_invariants,
+    test_run_definition,
+    test_sampling,
+    test_training_definition,
+)
 from tests.helpers import ROOT
 from tests.mutants import Mutant, applied, diff, kill, systematic
 from tests.mutants.__main__ import row
-from tests.mutants.catalogue import MUTANTS
 from tests.mutants.places import KINDS, mutations
 from tests.mutants.reach import PROCESS
+from tests.mutants.rooms import ROOMS
 
 pytestmark = pytest.mark.equivalence
 
-MODULES = test_equivalence, test_attention, test_sampling, test_invariants
+ALL = sum(ROOMS.values(), [])
+MODULES = (test_equivalence, test_attention, test_sampling, test_invariants,
+           test_training_definition, test_run_definition, test_data_definition,
+           test_files_definition, test_flags)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def cases() -> Iterator:
+    """All mutants. Those of slower rooms run in the slow run, and one in eight in every run."""
+    for room, mutants in ROOMS.items():
+        for i, mutant in enumerate(mutants):
+            marks = [pytest.mark.slow] if room != "model and decoding" and i % 8 else []
+            yield pytest.param(mutant, id=mutant.name.replace(" ", "-"), marks=marks)
+
+
+@pytest.mark.parametrize("mutant", cases())
 def test_the_mutant_is_killed(mutant):
     """Broken if the property holds with this mistake, or crashes instead of giving a message.
     Without the mistake it holds: it is one of the tests."""
@@ -41,21 +63,24 @@ def test_every_assertion_of_a_property_says_what_is_wrong():
 
 def test_the_pages_show_what_the_command_prints():
     readme, page = ((ROOT / file).read_text() for file in ("README.md", "tutorial/measured.md"))
-    assert f"in {len(MUTANTS)} plausible ways" in readme and f"{len(MUTANTS)} mistakes" in readme
-    assert f"makes {len(MUTANTS)} plausible mistakes" in page
-    shown = [m for m in MUTANTS if f"| {m.name} |" in page]
+    assert f"in {len(ALL)} plausible ways" in readme and f"{len(ALL)} mistakes" in readme
+    assert f"makes {len(ALL)} plausible mistakes" in page
+    shown = [m for m in ALL if f"| {m.name} |" in page]
     assert len(shown) == 2 and all(row(m) in page for m in shown)
+    for room, mutants in ROOMS.items():
+        killers = len({mutant.killer for mutant in mutants})
+        assert f"| {room} | {len(mutants)} | {len(mutants)} | {killers} |" in page
 
 
 def test_every_property_kills_something():
     """A property that no mistake breaks may test nothing."""
     properties = {name for module in MODULES
                   for name, f in vars(module).items() if hasattr(f, "claim")}
-    assert properties - {mutant.killer.__name__ for mutant in MUTANTS} == set()
+    assert properties - {mutant.killer.__name__ for mutant in ALL} == set()
 
 
 def test_a_mutant_ends_with_its_context_and_must_fit_the_source():
-    swapped = next(m for m in MUTANTS if m.name == "conditional and unconditional half swapped")
+    swapped = next(m for m in ALL if m.name == "conditional and unconditional half swapped")
     before = decoding.guide, test_equivalence.guide, ARPG.forward
     with applied(swapped):
         assert decoding.guide is test_equivalence.guide is not before[0]

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from arpg_mini.run.command import Parser, number
 from tests.mutants import Mutant, diff, kill
-from tests.mutants.catalogue import MUTANTS
+from tests.mutants.rooms import ROOMS
 from tests.mutants.systematic import campaign, sources
 
 
@@ -16,11 +16,21 @@ def row(mutant: Mutant) -> str:
     return f"| {mutant.name} | `{mutant.killer.__name__}` | {what} |"
 
 
-def table(mutants: list[Mutant]) -> Iterator[str]:
-    """Markdown rows. Each comes as soon as its mutant has run."""
-    yield "| mutant | property that kills it | smallest counterexample |\n|---|---|---|"
-    for mutant in tqdm(mutants, desc="mutants", leave=False):
-        yield row(mutant)
+def table(rooms: dict[str, list[Mutant]]) -> Iterator[str]:
+    """Markdown rows by room, each as soon as its mutant has run; then a table of the rooms."""
+    counts = []
+    for room, mutants in rooms.items():
+        yield f"\n{room}\n\n| mutant | property that kills it | smallest counterexample |"
+        yield "|---|---|---|"
+        rows = []
+        for mutant in tqdm(mutants, desc=room, leave=False):
+            rows.append(row(mutant))
+            yield rows[-1]
+        killers = len({mutant.killer for mutant in mutants})
+        dead = sum("the mutant survives" not in line for line in rows)
+        counts.append(f"| {room} | {len(rows)} | {dead} | {killers} |")
+    yield "\n| room | made | killed | by properties |\n|---|--:|--:|--:|"
+    yield from counts
 
 
 def main() -> None:
@@ -34,13 +44,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.systematic and not sources(options.systematic):
         parser.error(f"--systematic {options.systematic}: no file or folder of the package")
-    chosen = [m for m in MUTANTS if options.name.lower() in m.name.lower()]
+    chosen = {room: found for room, mutants in ROOMS.items()
+              if (found := [m for m in mutants if options.name.lower() in m.name.lower()])}
     if not chosen:
         parser.error(f"{options.name}: no mutant's name contains this")
     if options.systematic:
         lines = campaign(options.systematic, options.count, options.seed)
     else:
-        lines = map(diff, chosen) if options.diff else table(chosen)
+        lines = map(diff, sum(chosen.values(), [])) if options.diff else table(chosen)
     for line in lines:
         tqdm.write(line)
 

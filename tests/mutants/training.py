@@ -222,7 +222,7 @@ TRAINING = [
     Mutant("the peak rate logged, not the step's", A_RUN,
            (*LOOP, 'lr=result["lr"]', "lr=config.lr")),
     Mutant("a resumed run's log starts empty", A_RUN,
-           (saving.Log, "__init__", "if start and path.exists():", "if False:")),
+           (saving.Log, "__init__", "if start and path.is_file():", "if False:")),
     Mutant("a resumed run counts from step 0", A_RUN,
            (*LOOP, "enumerate(bar, start + 1)", "enumerate(bar, 1)")),
     Mutant("a checkpoint says the step before", A_RUN, (*SAVE, "step=step, best=best,",

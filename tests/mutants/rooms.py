@@ -1,0 +1,7 @@
+"""All mistakes, by room."""
+
+from tests.mutants.catalogue import MUTANTS
+from tests.mutants.data import DATA
+from tests.mutants.training import TRAINING
+
+ROOMS = {"model and decoding": MUTANTS, "training": TRAINING, "data and files": DATA}
