@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import tempfile
+import warnings
 from argparse import Namespace
 from contextlib import redirect_stdout
 from io import StringIO
@@ -580,7 +581,6 @@ def fid_by_hand(real, fake) -> float:
             - 2 * roots.sum())
 
 
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @for_all(12, kind=st.sampled_from(["two files", "stored", "shapes", "fashion-mnist"]),
          n=st.integers(8, 14), m=st.integers(5, 23), first=st.sampled_from([None, 40]),
          seed=st.integers(0, 99))
@@ -607,9 +607,11 @@ def test_a_comparison_prints_what_it_says(kind, n, m, first, seed):
         return call
 
     with tempfile.TemporaryDirectory() as folder, \
+            warnings.catch_warnings(), \
             patch.object(evaluation, "choose_network", lambda options, device: network), \
             patch.object(evaluation, "shapes", pictures_of("shapes")), \
             patch.object(evaluation, "fashion_pictures", pictures_of("fashion-mnist")):
+        warnings.simplefilter("ignore")
         files = [Path(folder) / name for name in ("real.npz", "fake.npz", "network.pt")]
         np.savez(files[0], arr_0=real, **stored)
         np.savez(files[1], arr_0=fake, **({} if first is None else {"seed": first}))
