@@ -139,9 +139,10 @@ class SumJudge:
         return images.sum((1, 2, 3), dtype=int) % 4
 
 
-def edited(sizes: dict[str, tuple[int, int]], count: int, seed: int) -> tuple:
+def edited(sizes: dict[str, tuple[int, int]], count: int, seed: int, kept: int = 0) -> tuple:
     """A scorer of `count` shapes, the first without colour on its left, and its editors, who give
-    pictures of `sizes` times the usual one."""
+    pictures of `sizes` times the usual one. Half of them have the right colours, but not in their
+    first `kept` columns."""
     s = edit_scores.Scorer.__new__(edit_scores.Scorer)
     s.pictures, s.labels = shapes(count, seed=seed)
     s.pictures[0, :, :12] = GROUNDS[0]
@@ -154,8 +155,8 @@ def edited(sizes: dict[str, tuple[int, int]], count: int, seed: int) -> tuple:
         parts = shapes(count * down * right, seed=seed + number)[0]
         whole = parts.reshape(count, down, right, 24, 24, 3).transpose(0, 1, 3, 2, 4, 5)
         made[name] = whole.reshape(count, down * 24, right * 24, 3).copy()
-        for i in range(0, count, 2):             # half of them have the picture's colours
-            made[name][i] = np.tile(s.pictures[i], (down, right, 1))
+        for i in range(0, count, 2):
+            made[name][i, :, kept:] = np.tile(s.pictures[i], (down, right, 1))[:, kept:]
     editors = Editors(s, made)
     s.tokenizer = Namespace(decode=editors.pixels)
     return s, editors
@@ -177,7 +178,8 @@ def same_calls(asked: list, right: list) -> None:
     for (what, _, how), (_, _, expected) in zip(asked, right):
         assert how.keys() == expected.keys(), f"{what}: arguments {sorted(how)}"
         for name in how:
-            assert how[name] == expected[name], f"{what}: {name} {how[name]}, not {expected[name]}"
+            assert how[name] == expected[name], \
+                f"{what}: {name} {str(how[name])[:40]}, not {str(expected[name])[:40]}"
 
 
 def mean(values) -> float:
@@ -192,7 +194,7 @@ scored = dict(count=st.sampled_from([5, 7]), seed=st.integers(0, 999).map(lambda
 def test_inpainting_is_scored_as_it_says(count, seed):
     """Does the hidden right half have the shown half's colour, where that one has a colour? The
     baseline is drawn freely. Both have no class and no guidance."""
-    s, editors = edited({"inpaint": (1, 1), "6 6": (1, 1)}, count, seed)
+    s, editors = edited({"inpaint": (1, 1), "6 6": (1, 1)}, count, seed, kept=12)
     with editors.working():
         rows = edit_scores.inpainting(s)
     seen = [shown_by_hand(x[:, :12]) for x in s.pictures]
@@ -211,7 +213,7 @@ def test_class_editing_is_scored_as_it_says(count, seed):
     """Only the edited part is read. Guidance is half as strong again, rises, and leads away from
     the old class. The baseline is drawn as the new class."""
     names = {"a sixth": 4, "a third": 8}
-    s, editors = edited({"6 6": (1, 1), "edit 96": (1, 1), "edit 192": (1, 1)}, count, seed)
+    s, editors = edited({"6 6": (1, 1), "edit 96": (1, 1), "edit 192": (1, 1)}, count, seed, 4)
     with editors.working():
         rows = edit_scores.class_editing(s, SumJudge())
     new, expected = [(y + 1) % 10 for y in s.labels.tolist()], []
@@ -238,6 +240,8 @@ def test_class_editing_is_scored_as_it_says(count, seed):
 def test_outpainting_is_scored_as_it_says(count, seed):
     """Only what is around the picture is read. The baseline is drawn around nothing."""
     s, editors = edited({"outpaint": (2, 2), "12 12": (2, 2)}, count, seed)
+    for made in editors.made.values():           # little can be read around other pictures
+        made[::2, 4:], made[::2, 12:36, 12:36] = 128, np.roll(s.pictures, 1, 0)[::2]
     with editors.working():
         rows = edit_scores.outpainting(s)
     parts, expected = {}, []

@@ -179,6 +179,39 @@ def test_editing_is_decoding_with_known_ids_window_by_window(case):
     assert len(got) == steps, f"{len(got)} steps, not {steps}"
 
 
+@for_all(40, data=st.data(), grid=st.sampled_from([(2, 3), (3, 4), (1, 2), (5, 2)]),
+         b=st.integers(1, 3), guidance=st.sampled_from([3.0, 1.0]), old=st.booleans(),
+         given_orders=st.sampled_from(["none", "one", "each"]), seed=st.integers(0, 2**40))
+def test_a_decode_plans_what_it_is_told(data, grid, b, guidance, old, given_orders, seed):
+    """Orders, noise, known ids and classes of every sample. With guidance there is a second half:
+    the classes to lead away from, or no class.
+
+    Broken if a given order or an old class is ignored, or if one sample gets another's.
+    """
+    rng, model, n = np.random.default_rng(seed), small_model(), grid[0] * grid[1]
+    labels, against = rng.integers(0, 4, (2, b)).tolist()
+    seeds = [seed + 7 * i for i in range(b)]
+    own = [np.random.default_rng([1, s]).permutation(n).tolist() for s in seeds]
+    others = [rng.permutation(n).tolist() for _ in range(b)]
+    orders = {"none": own, "one": others[:1] * b, "each": others}[given_orders]
+    hidden = data.draw(st.lists(st.booleans(), min_size=n, max_size=n), "hidden")
+    known = np.where(hidden, -1, rng.integers(0, 11, (b, n)))
+    plan = make_plan(model, labels, seeds, Settings(
+        steps=max(1, sum(hidden)), grid=grid, known=torch.from_numpy(known), guidance=guidance,
+        against=torch.tensor(against) if old else None,
+        orders={"none": None, "one": torch.tensor(others[0]), "each": torch.tensor(others)}[
+            given_orders]))
+    halves = [] if guidance == 1 else against if old else [3] * b
+    right = dict(ids=known.tolist(), labels=labels + halves, sizes=[1] * sum(hidden),
+                 known=[p for p in range(n) if not hidden[p]],
+                 orders=[[p for p in order if hidden[p]] for order in orders],
+                 noise=[np.random.default_rng([2, s]).random(n).tolist() for s in seeds])
+    for name, expected in right.items():
+        got = getattr(plan, name)
+        got = got.tolist() if isinstance(got, torch.Tensor) else got
+        assert got == expected, f"{name} {got}, by definition {expected}"
+
+
 @for_all(20, first=seeds, others=st.lists(st.integers(1, 10**6), min_size=1, max_size=3))
 def test_no_two_windows_share_their_noise(first, others):
     """The windows of neighbouring and of other seeds all have different seeds. The first window has
@@ -402,11 +435,15 @@ def test_edited_pictures_are_made_of_these_parts(job, feather, one, method, orde
     Broken if an argument is ignored, or candidates or samples are mixed up.
     """
     rng, model, coder, grid = np.random.default_rng(seed), small_model(), tokenizer_of(), (4, 5)
-    labels, seeds, old = ([*map(int, rng.integers(0, 3, 2))] for _ in range(3))
+    labels, seeds, old = rng.integers(0, 3, (3, 2)).tolist()
     how = dict(steps=3, guidance=3.0, order=order, positions=method)
     images = torch.from_numpy(rng.random((1 if one else 2, 3, 8, 12)) * 2 - 1).float()
     mask = torch.from_numpy(rng.random((1 if one else 2, 8, 12)) < 0.2)
     two, hidden = images.expand(2, -1, -1, -1), mask.expand(2, -1, -1)
+    known = editing.known_ids(coder, two, hidden)
+    *_, ids = editing.complete_steps(model, known, labels, seeds, **how)
+    same = torch.equal(editing.complete(model, known, labels, seeds, **how), ids)
+    assert same, "`complete` does not give the last step's ids"
     if job == "outpaint":
         known, two, hidden = editing.place(coder, two, grid, (2, 1))
         got = editing.outpaint(model, coder, images, grid, (2, 1), labels, seeds, feather, **how)
@@ -414,14 +451,12 @@ def test_edited_pictures_are_made_of_these_parts(job, feather, one, method, orde
         known, feather, hidden = torch.full((2, *grid), -1), 0, torch.ones(2, 16, 20).bool()
         two = torch.zeros(2, 3, 16, 20)
         got = editing.expand(model, coder, labels, seeds, grid, **how)
+    elif job == "edit_class":
+        got = editing.edit_class(model, coder, images, mask, labels, seeds, old, feather=feather,
+                                 **how)
+        how["against"] = old
     else:
-        known = editing.known_ids(coder, two, hidden)
-        if job == "edit_class":
-            got = editing.edit_class(model, coder, images, mask, labels, seeds, old,
-                                     feather=feather, **how)
-            how["against"] = old
-        else:
-            got = editing.inpaint(model, coder, images, mask, labels, seeds, feather, **how)
+        got = editing.inpaint(model, coder, images, mask, labels, seeds, feather, **how)
     *_, ids = editing.complete_steps(model, known, labels, seeds, **how)
     right = editing.composite(two, editing.to_pixels(coder, ids, (2, 3)), hidden, feather)
     for i in range(2):

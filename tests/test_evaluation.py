@@ -250,9 +250,10 @@ def test_a_judge_sees_upright_pictures_from_minus_one_to_one(n, h, w, seed):
             x = F.conv2d(x, weight, bias, stride=(2, 2, 1)[layer], padding=1).clamp(min=0)
         x = x.mean((2, 3))
         got = judge.features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        assert got.shape == x.shape, f"features {tuple(got.shape)}, not {tuple(x.shape)}"
         off = (got - x).abs().max() / x.abs().max()
         classes = (x @ judge[-1].weight.T + judge[-1].bias).argmax(1).tolist()
-    assert got.shape == x.shape and off < 1e-4, f"features are off by {off:.2g} of the largest"
+    assert off < 1e-4, f"features are off by {off:.2g} of the largest"
     got = judge.predict(images).tolist()
     assert got == classes, f"classes {got}, by definition {classes}"
 
