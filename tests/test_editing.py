@@ -425,7 +425,7 @@ def test_a_placed_picture_is_where_it_was_told(size, around):
             editing.place(Cells(), images, grid, at)
 
 
-@for_all(12, job=st.sampled_from(["inpaint", "edit_class", "outpaint", "expand"]),
+@for_all(10, job=st.sampled_from(["inpaint", "edit_class", "outpaint", "expand"]),
          feather=st.integers(0, 3), one=st.booleans(), method=st.sampled_from(METHODS),
          order=st.sampled_from(ORDERS), seed=st.integers(0, 999))
 def test_edited_pictures_are_made_of_these_parts(job, feather, one, method, order, seed):

@@ -138,7 +138,7 @@ paintings = st.builds(
     st.sampled_from([[0], [0], [0, 30], [0, 59], [0, 60], [0] * 9 + [61]]), st.integers(0, 999))
 
 
-@for_all(150, picture=paintings)
+@for_all(100, picture=paintings)
 def test_coherence_and_colours_are_their_definition(picture):
     """The thresholds of `coherent_by_hand`, at pictures near all of them.
 
@@ -258,7 +258,7 @@ def test_a_judge_sees_upright_pictures_from_minus_one_to_one(n, h, w, seed):
     assert got == classes, f"classes {got}, by definition {classes}"
 
 
-@for_all(4, blemish=st.sampled_from([0.1, 0.6, 0.0]), cell=st.sampled_from([4, 3]),
+@for_all(3, blemish=st.sampled_from([0.1, 0.6, 0.0]), cell=st.sampled_from([4, 3]),
          steps=st.integers(1, 2), seed=st.integers(0, 99))
 def test_a_judge_learns_from_pictures_with_blemishes(blemish, cell, steps, seed):
     """The weights after some steps, with every batch put together pixel by pixel."""
