@@ -194,6 +194,7 @@ def test_an_edited_picture_is_its_definition(case):
             flags += [f"--{flag}", ",".join(map(str, value))] if value else []
         flags += ["--grid", f"{grid[0]}x{grid[1]}"] if grid else []
         flags += ["--gif", folder / "x.gif"] if case["gif"] else []
+        flags += ["--guidance", 1] if classes is None and case["at"] else []    # allowed
         options = sample_mini.parse([name, *map(str, flags)])
         sample_mini.check(options)
         settle(options, NAMES)
