@@ -357,8 +357,8 @@ def whole_times(each: np.ndarray) -> dict:
     return {"seconds": median(whole), "fastest": min(whole), "slowest": max(whole)}
 
 
-@for_all(3, batch=st.lists(st.integers(1, 3), min_size=1, max_size=2, unique=True),
-         steps=st.sampled_from([[5, 3], [4]]), guidance=st.sampled_from([4.0, 1.0]),
+@for_all(5, batch=st.lists(st.integers(1, 3), min_size=1, max_size=2, unique=True),
+         steps=st.sampled_from([[5, 3], [4]]), guidance=st.sampled_from([1.0, 4.0]),
          baselines=st.sampled_from([bench_decode.BASELINES, ("raster",), ("products",),
                                     ("one-token", "raster-uncached")]),
          half=st.booleans(), seed=st.integers(0, 99))
