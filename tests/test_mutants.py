@@ -15,6 +15,7 @@ from arpg_mini.model import ARPG
 from tests import (
     test_attention,
     test_data_definition,
+    test_drawing_definition,
     test_equivalence,
     test_files_definition,
     test_flags,
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.equivalence
 ALL = sum(ROOMS.values(), [])
 MODULES = (test_equivalence, test_attention, test_sampling, test_invariants,
            test_training_definition, test_run_definition, test_data_definition,
-           test_files_definition, test_flags)
+           test_files_definition, test_flags, test_drawing_definition)
 
 
 def cases() -> Iterator:

@@ -2,6 +2,8 @@
 
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.data import DATA
+from tests.mutants.scores import SCORES
 from tests.mutants.training import TRAINING
 
-ROOMS = {"model and decoding": MUTANTS, "training": TRAINING, "data and files": DATA}
+ROOMS = {"model and decoding": MUTANTS, "training": TRAINING, "data and files": DATA,
+         "editing and scores": SCORES}
