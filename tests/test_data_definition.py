@@ -764,3 +764,13 @@ def test_ids_are_made_again_when_and_only_when_they_changed(damage, seed):
             same("ids of another run", made.ids, right)
         strides = again.model.control_stride, taken.model.control_stride
         assert strides == (0, WIDE.stride), f"control strides {strides}"
+
+
+def test_built_in_pictures_keep_their_size_whatever_the_side():
+    """--side is for pictures from a folder. Broken if their middle is cut out: then a picture has
+    fewer ids than the model's grid."""
+    real = builtin.shapes_pictures
+    with (tempfile.TemporaryDirectory() as folder,
+          patch.object(builtin, "shapes_pictures", lambda count, seed: real(20, seed))):
+        ready, _, _ = prepared(Path(folder), "--data", "shapes", "--side", 16)
+    assert ready.ids.ids.shape[2] == math.prod(ready.model.grid), "ids of a picture, and its grid"
