@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,16 +31,73 @@ TINY = ["--steps", "6", "--tokenizer-steps", "8", "--batch-size", "8"]
 
 
 def run(script, *arguments, cwd=ROOT, code=0, alone=False, **how) -> subprocess.CompletedProcess:
-    """Run one of the two scripts as a user runs it. It must end with the exit code `code`. This
-    process runs it and saves the import of torch, unless the test or the script needs others."""
+    """Run one of the two scripts as a user runs it. It must end with the exit code `code`.
+
+    This process or, for several processes, its copies run it, which saves the import of torch. With
+    `alone` or `how` it is a new program.
+    """
     command = [str(ROOT / script), *map(str, arguments)]
-    if alone or how or "--gpus" in command:
+    if alone or how:
         done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True,
                               timeout=300, **how)
+    elif "--gpus" in command:
+        done = Copy(command, cwd).end()
     else:
         done = run_here(command, cwd)
     assert done.returncode == code, done.stderr
     return done
+
+
+class Copy:
+    """A script that runs in a copy of this process (a fork), as do the processes it starts."""
+
+    def __init__(self, command: list[str], cwd=ROOT):
+        self.command, self.code = command, None
+        self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        sys.stdout.flush(), sys.stderr.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self.work(cwd)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+
+    def work(self, cwd) -> None:
+        """In the copy: what the script does, with its own output, signals and session."""
+        os.setsid(), os.chdir(cwd)
+        sys.stdout, sys.stderr = (
+            open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        os.dup2(self.out.fileno(), 1), os.dup2(self.err.fileno(), 2)
+        for number in processes.STOPPING:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT
+                          else signal.SIG_DFL)
+        sys.argv = self.command
+        processes.mp.spawn = partial(processes.mp.start_processes, start_method="fork")
+        code = code_of(importlib.import_module(Path(self.command[0]).stem).main)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code or 0)
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        if self.code is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.code = os.waitstatus_to_exitcode(ended[1])
+        return self.code
+
+    def end(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        """Wait until it has ended."""
+        late = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > late:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise TimeoutError(f"{self.command} took more than {timeout} s")
+            time.sleep(0.02)
+        return subprocess.CompletedProcess(self.command, self.code, self.said(self.out),
+                                           self.said(self.err))
+
+    def said(self, file) -> str:
+        """What it has printed so far to `out` or `err`."""
+        return os.pread(file.fileno(), 2**24, 0).decode(errors="replace")
 
 
 def run_here(command: list[str], cwd) -> subprocess.CompletedProcess:

@@ -22,7 +22,7 @@ from arpg_mini.decoding import decode
 from arpg_mini.run import drawing
 from arpg_mini.run.checkpoint import load_model
 from arpg_mini.run.export import released
-from tests.helpers import ROOT, TINY, run, weights
+from tests.helpers import ROOT, TINY, Copy, run, weights
 
 
 def test_a_run_leaves_what_it_promises_and_says_what_is_next(finished):
@@ -78,24 +78,22 @@ def test_precision_is_that_of_weights_and_products(flags, dtype, finished):
 def test_an_interrupted_run_goes_on_to_the_same_bits(finished, pictures, tmp_path):
     """A run gets SIGTERM in the middle, then continues with --resume. Its weights are those of a
     run that was never stopped."""
-    out, steps = tmp_path / "again", [*TINY[2:], "--steps", "80"]
-    arguments = ["--data", str(pictures), "--side", "16", *steps, "--out", str(out),
-                 "--device", "cpu", "--save-every", "40"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train_mini.py"), *arguments],
-                               stderr=subprocess.PIPE, text=True)
+    out, steps = tmp_path / "again", [*TINY[2:], "--steps", "40"]
+    process = Copy([str(ROOT / "train_mini.py"), "--data", str(pictures), "--side", "16", *steps,
+                    "--out", str(out), "--device", "cpu", "--save-every", "20"])
     while not (out / "log.csv").exists() or len((out / "log.csv").read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM and f"--resume --out {out}" in said
-    assert 0 < weights(out)["step"] < 80
-    run("train_mini.py", "--resume", "--out", out, "--device", "cpu", "--save-every", 40)
+    os.kill(process.pid, signal.SIGTERM)
+    done = process.end(timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM and f"--resume --out {out}" in done.stderr
+    assert 0 < weights(out)["step"] < 40
+    run("train_mini.py", "--resume", "--out", out, "--device", "cpu", "--save-every", 20)
     whole = tmp_path / "whole"
     run("train_mini.py", "--data", pictures, "--side", 16, *steps, "--out", whole,
-        "--device", "cpu", "--save-every", 40)
+        "--device", "cpu", "--save-every", 20)
     a, b = weights(out), weights(whole)
-    assert a["step"] == b["step"] == 80
+    assert a["step"] == b["step"] == 40
     assert all(torch.equal(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k])
     rows = [[line.split(",")[i] for i in (0, 1, 3, 4)] for f in (out, whole)
             for line in (f / "log.csv").read_text().split()]

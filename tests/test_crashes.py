@@ -5,11 +5,9 @@ import math
 import os
 import random
 import resource
-import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import ROOT, weights
+from tests.helpers import ROOT, Copy, weights
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +37,7 @@ def many_pictures(tmp_path_factory):
 
 
 def command(out, *arguments):
-    return [sys.executable, str(ROOT / "train_mini.py"), "--device", "cpu", "--out", str(out),
+    return [str(ROOT / "train_mini.py"), "--device", "cpu", "--out", str(out),
             *map(str, arguments)]
 
 
@@ -60,25 +58,25 @@ def first_start(out, data):
 def wait_for_a_moment(process, out, rng, wanted) -> None:
     """Wait until a progress bar is shown and the run has reached the phase `wanted`. Then wait for
     a random time."""
-    said, end = b"", math.inf
+    end = math.inf
     while process.poll() is None and time.monotonic() < end:
-        if select.select([process.stderr], [], [], 0.01)[0]:
-            said += os.read(process.stderr.fileno(), 4096)
-        if end == math.inf and b"%" in said and PHASES.index(phase(out)) >= PHASES.index(wanted):
+        if (end == math.inf and "%" in process.said(process.err)
+                and PHASES.index(phase(out)) >= PHASES.index(wanted)):
             end = time.monotonic() + rng.uniform(0.0, 0.3 if wanted == "encoding" else 1.0)
+        time.sleep(0.01)
 
 
 def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
     """A run gets SIGKILL at random moments in every phase, and is resumed each time. Weights,
     average, optimizer and ids are bit for bit those of a run without interruptions."""
     whole = tmp_path / "whole"
-    assert subprocess.run(first_start(whole, many_pictures), capture_output=True).returncode == 0
+    assert Copy(first_start(whole, many_pictures)).end().returncode == 0
     out, rng, kills, phases = tmp_path / "killed", random.Random(0), 0, {}
     while kills < KILLS or not (out / "samples.png").exists():
         arguments = first_start(out, many_pictures)
         if (out / "config.json").exists():
             arguments = command(out, "--resume", "--save-every", 15)
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
+        process = Copy(arguments)
         if kills < KILLS:
             wait_for_a_moment(process, out, rng, WANTED[kills])
             if process.poll() is None:
@@ -86,9 +84,9 @@ def test_killed_twenty_times_it_ends_in_the_same_bits(many_pictures, tmp_path):
                 kills += 1
                 doing = "saving" if list(out.glob("*.part")) else phase(out)
                 phases[doing] = phases.get(doing, 0) + 1
-        said = process.communicate()[1]
-        assert process.returncode in (0, -signal.SIGKILL), said
-        if process.returncode == 0 and kills < KILLS:   # finished too early: start again
+        done = process.end()
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        if done.returncode == 0 and kills < KILLS:   # finished too early: start again
             shutil.rmtree(out)
     print(f"killed while {phases}")
     assert {"encoding", "training"} <= set(phases)
@@ -129,23 +127,21 @@ def test_a_disk_that_is_full_for_a_while(many_pictures, tmp_path):
     """Another file fills the disk while a run trains, and is then deleted. The run prints that it
     could not save, keeps training, and ends with the same bits."""
     whole, out = tmp_path / "whole", tmp_path / "disk" / "run"
-    subprocess.run(first_start(whole, many_pictures), capture_output=True, check=True)
+    assert Copy(first_start(whole, many_pictures)).end().returncode == 0
     with small_disk(tmp_path / "disk") as (fill, make_room):
-        process = subprocess.Popen(first_start(out, many_pictures), stderr=subprocess.PIPE,
-                                   text=True)
+        process = Copy(first_start(out, many_pictures))
         while not (out / "model.pt").exists():
             assert process.poll() is None
             time.sleep(0.02)
-        process.send_signal(signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGSTOP)
         fill(process)
-        process.send_signal(signal.SIGCONT)
-        said = ""
-        while "can't be written" not in said and process.poll() is None:
-            said += process.stderr.read(1)
+        os.kill(process.pid, signal.SIGCONT)
+        while "can't be written" not in process.said(process.err) and process.poll() is None:
+            time.sleep(0.02)
         make_room(process)
-        said += process.communicate()[1]
-        assert process.returncode == 0
-        assert "training continues, the newest checkpoint is of step" in said
+        done = process.end()
+        assert done.returncode == 0
+        assert "training continues, the newest checkpoint is of step" in done.stderr
         a, b = weights(whole), weights(out)
         assert all(torch.equal(a[k][name], b[k][name]) for k in ("model", "ema") for name in a[k])
         assert not list(out.rglob("*.part"))

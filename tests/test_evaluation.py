@@ -36,12 +36,14 @@ def judge():
     return judging.shapes_classifier()
 
 
+@pytest.mark.slow
 def test_real_shapes_are_read_right_and_coherent(judge):
     images, labels = data.shapes(1000, seed=1)
     scores = judging.shapes_scores(images, labels, judge)
     assert scores["class accuracy"] > 0.99 and scores["colour coherence"] > 0.99
 
 
+@pytest.mark.slow
 def test_wrong_labels_score_one_in_ten(judge):
     """For 1,000 shuffled labels the accuracy is 0.1 within five standard deviations."""
     images, labels = data.shapes(1000, seed=1)
@@ -729,7 +731,8 @@ def test_statistics_stored_with_the_reference_are_used(files, monkeypatch, capsy
     assert "as stored in the file" in said["real"]
 
 
-def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
+def test_mistakes_end_in_one_line(files, monkeypatch, capsys, tmp_path):
+    judge = strong_judge(0)
     monkeypatch.setattr(judging, "shapes_classifier", lambda: judge)
     monkeypatch.setattr(evaluation, "shapes_classifier", lambda: judge)
     few = write(tmp_path / "few.npz", data.shapes(11, seed=3)[0])
@@ -767,9 +770,11 @@ def test_mistakes_end_in_one_line(files, judge, monkeypatch, capsys, tmp_path):
     assert code == 0 and float(said["FID"]) > 0
 
 
-def test_the_judges_distance_needs_no_download(files, judge, monkeypatch, capsys, tmp_path):
+def test_the_judges_distance_needs_no_download(files, monkeypatch, capsys, tmp_path):
     """The judge of the shapes is used, and saved under runs/ for the next time. The distance is
     never called FID."""
+    torch.manual_seed(0)
+    judge = judging.Classifier(10).eval()       # untrained: its features tell shapes from noise
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judging, "shapes_classifier", lambda: judge)
     scores = []

@@ -40,10 +40,10 @@ MODULES = (test_equivalence, test_attention, test_sampling, test_invariants,
 
 
 def cases() -> Iterator:
-    """All mutants. Those of slower rooms run in the slow run, and one in eight in every run."""
+    """All mutants. Those of slower rooms run in the slow run, and one in sixteen in every run."""
     for room, mutants in ROOMS.items():
         for i, mutant in enumerate(mutants):
-            marks = [pytest.mark.slow] if room != "model and decoding" and i % 8 else []
+            marks = [pytest.mark.slow] if room != "model and decoding" and i % 16 else []
             yield pytest.param(mutant, id=mutant.name.replace(" ", "-"), marks=marks)
 
 

@@ -327,6 +327,7 @@ def compiling():
         counters.clear()
 
 
+@pytest.mark.slow
 def test_all_steps_and_layers_are_compiled_together():
     """The number of compilations does not grow with steps or layers. The next decodes need none."""
     compiled = []

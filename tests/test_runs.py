@@ -22,7 +22,7 @@ from arpg_mini import UserError, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data.files import also_as
 from arpg_mini.run import checkpoint, processes
-from tests.helpers import ROOT, TINY, FakeIds, run, tiny_model, weights
+from tests.helpers import ROOT, TINY, Copy, FakeIds, run, tiny_model, weights
 
 
 def train(out, *arguments, **how):
@@ -50,10 +50,11 @@ def same_weights(a, b, exactly=True) -> bool:
 def test_however_it_is_fitted_onto_the_machine_it_trains_the_same(how, finished, pictures,
                                                                   tmp_path):
     """Two processes, sharded or not, with accumulation or recomputation, have the loss curve of one
-    process. Weights and their average are equal too, except for the order of summation."""
+    process. Weights and their average are equal too, except for the order of summation. (One of
+    the runs is a new program, whose processes start as a user's do.)"""
     out, _ = finished
     done = train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, *how, "--tokenizer",
-                 out / "tokenizer.pt")
+                 out / "tokenizer.pt", alone="3" in map(str, how))
     assert done.stdout.count("validation loss") == 1      # only the first process sums up
     for column in ("train_loss", "val_loss", "gradient_norm"):
         assert np.abs(curve(out, column) - curve(tmp_path / "x", column)).max() < 1e-4
@@ -388,14 +389,13 @@ def test_missing_tensorboard_is_reported_first(mistake, tmp_path, monkeypatch):
 
 
 def start(out, *arguments):
-    return subprocess.Popen([sys.executable, str(ROOT / "train_mini.py"), "--device", "cpu",
-                             "--out", str(out), *map(str, arguments)], stderr=subprocess.PIPE,
-                            text=True, start_new_session=True)
+    return Copy([str(ROOT / "train_mini.py"), "--device", "cpu", "--out", str(out),
+                 *map(str, arguments)])
 
 
 def wait_for_rows(process, log, rows=2):
     while not log.exists() or len(log.read_text().splitlines()) < rows:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.end().stderr
         time.sleep(0.05)
 
 
@@ -411,14 +411,16 @@ def test_ctrl_c_in_a_terminal_and_a_schedulers_warning_save_and_end(number, fini
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
     else:
-        process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number, said
+        os.kill(process.pid, number)
+    done = process.end(timeout=60)
+    said = done.stderr
+    assert done.returncode == 128 + number, said
     assert "Traceback" not in said and said.count("stopped by a signal after step") == 1
     step = weights(tmp_path / "x")["step"]
     assert 0 < step < 20_000 and f"after step {step}," in said
 
 
+@pytest.mark.slow
 def test_torchrun_can_start_the_processes(finished, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",

@@ -42,19 +42,20 @@ from tests.mutants.reach import PROCESS
 # the package's source.
 RELATED = {
     "attention": "attention model decoding equivalence invariants golden",
-    "config": "model tokenizer training sampling evaluation plan commands",
+    "config": "model tokenizer training sampling evaluation plan commands flags",
     "control": "control equivalence",
-    "data": "data ids files evaluation",
+    "data": "data ids files data_definition files_definition odd_pictures odd_folders",
     "decoding": "decoding equivalence sampling invariants replay golden",
     "editing": "editing control equivalence edit_scores",
     "measure": "bench evaluation edit_scores plan",
     "model": "model attention equivalence invariants control golden training",
     "orders": "decoding golden sampling equivalence invariants",
     "pretrained": "pretrained golden",
-    "run": "runs commands crashes files plan pretrained replay training",
+    "run": "runs commands files plan pretrained replay training run_definition flags "
+           "drawing_definition odd_folders",
     "sampling": "sampling decoding equivalence invariants golden",
-    "tokenizer": "tokenizer training golden pretrained",
-    "training": "training invariants control runs"}
+    "tokenizer": "tokenizer training training_definition golden pretrained",
+    "training": "training training_definition invariants control"}
 
 
 def diff(old: str, new: str) -> str:
@@ -99,8 +100,8 @@ class Checkout:
 
     def test(self, *arguments, limit: float | None = None) -> int | None:
         """pytest's exit code; None if it takes longer than `limit` seconds."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
-                   "tests.mutants.reach", "--basetemp", self.folder / "pytest", *arguments]
+        command = [sys.executable, "-m", "pytest", "-q", "--jobs", 1, "-p", "no:cacheprovider",
+                   "-p", "tests.mutants.reach", "--basetemp", self.folder / "pytest", *arguments]
         # Without .pyc files: two mutants of one second and one size would share theirs.
         process = subprocess.Popen(
             list(map(str, command)), cwd=self.root, stdout=subprocess.DEVNULL,
