@@ -145,9 +145,13 @@ class Cache:
         self.length += slots
 
 
-def append(pair: Tensor, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Write (B, H, s, K) keys and values after the `length` filled slots of one layer, and return
-    all keys and values of the layer so far."""
+def append(pair: Tensor, length: int | Tensor, keys: Tensor,
+           values: Tensor) -> tuple[Tensor, Tensor]:
+    """Write (B, H, s, K) keys and values after the `length` filled slots of one layer, or at the
+    (B, s) slots `length`, and return all keys and values of the layer so far."""
+    if isinstance(length, Tensor):              # exact decoding, see `exact.GuessCache`
+        at = length[:, None, :, None].expand_as(keys)
+        return pair[0].scatter_(2, at, keys), pair[1].scatter_(2, at, values)
     end = length + keys.shape[2]
     if torch.compiler.is_compiling():           # it would copy the whole cache for two writes
         pair[:, :, :, length:end] = torch.stack([keys, values])
@@ -166,12 +170,13 @@ class ContentAttention(nn.Module):
         self.out = Linear(dim, dim)
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None = None, causal: bool = False,
-                past: tuple[Tensor, int] | None = None) -> Tensor:
+                past: tuple[Tensor, int | Tensor] | None = None) -> Tensor:
         """x: (B, S, D), rotary: (B, S, K/2) -> (B, S, D).
 
         `mask` (S, S) says which slots (columns) each slot (row) attends to. `causal` means the
         lower triangle. With neither, all slots see each other. `past` is a layer of a `Cache`: if L
-        of its slots are filled, there are L + S keys, and the mask is (S, L + S).
+        of its slots are filled, there are L + S keys, and the mask is (S, L + S), or one for each
+        sample, (B, 1, S, L + S).
         """
         qkv = self.qkv(x).contiguous().unflatten(-1, (3, self.heads, -1))      # (B, S, 3, H, K)
         q, k, v = qkv.unbind(2)                                                # (B, S, H, K) each
@@ -194,12 +199,14 @@ class QueryAttention(nn.Module):
         self.out = Linear(dim, dim)
 
     def forward(self, x: Tensor, rotary: Tensor, keys: Tensor, values: Tensor,
-                causal: bool = False) -> Tensor:
+                causal: bool = False, mask: Tensor | None = None) -> Tensor:
         """x: (B, M, D) or (1, 1, D), rotary: (B, M, K/2), keys, values: (B, H, S, K) -> (B, M, D).
 
-        `causal`: query t sees slots 0..t (in training, where M = S). Otherwise it sees all slots.
+        `causal`: query t sees slots 0..t (in training, where M = S). `mask` (B, 1, M, S) says which
+        slots each query sees. With neither, it sees all slots.
         """
         q = self.q(x).contiguous().unflatten(-1, (self.heads, -1))             # (B, M, H, K)
         q = rotate(q, rotary)
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, is_causal=causal)
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask,
+                                           is_causal=causal)
         return self.out(x.transpose(1, 2).flatten(2))                          # (B, M, D)

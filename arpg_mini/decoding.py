@@ -67,7 +67,8 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
         raise ValueError(f"known: id {ids.max()} is not below the vocabulary size "
                          f"{model.config.vocab_size}")
     orders = orders[~is_known[orders]].view(batch, -1)                      # (B, unknown)
-    unknown, sizes = orders.shape[1], settings.steps
+    unknown = orders.shape[1]
+    sizes = unknown if settings.steps is None else settings.steps
     if isinstance(sizes, int):
         sizes = step_sizes(unknown, sizes, settings.schedule) if unknown else []
     if min(sizes, default=1) < 1 or sum(sizes) != unknown:

@@ -159,10 +159,12 @@ class ARPG(nn.Module):
         return k, v
 
     def ask(self, where: Tensor, keys: Tensor, values: Tensor, causal: bool = False,
-            dropout: float = 0.0, hints: Tensor | None = None) -> Tensor:
+            dropout: float = 0.0, hints: Tensor | None = None,
+            mask: Tensor | None = None) -> Tensor:
         """The query pass: one query per target position.
 
         where: (B, M, K/2), the targets' rotary rows. keys, values: (B, H, S, K).
+        mask: (B, 1, M, S), the slots that each query sees, if not all.
         hints: (B, M, D), the control's vectors for the targets (see `control.py`).
         Returns (B, M, D), normed, ready for the head.
 
@@ -172,7 +174,8 @@ class ARPG(nn.Module):
         x = self.embedding.weight[self.mask_id].view(1, 1, -1)
         x = x if hints is None else x + hints                                  # (B, M, D)
         for block in self.query:
-            x = block(x, where, keys, values, causal=causal, dropout=dropout)  # (B, M, D)
+            x = block(x, where, keys, values, causal=causal, dropout=dropout,
+                      mask=mask)                                               # (B, M, D)
         return self.norm(x)
 
     def forward(self, tokens: Tensor, labels: Tensor, orders: Tensor, loss_rows: int = 0,

@@ -23,7 +23,8 @@ MOST_GUIDANCE = 1e4                         # larger values would overflow float
 class Settings:
     """How to decode: the keyword arguments of `decode`. ValueError names a value that is wrong."""
 
-    steps: int | Sequence[int] = 64  # T, at most the number of unknown positions; or the T sizes
+    steps: int | Sequence[int] | None = 64  # T, at most the number of unknown positions; or the T
+                                     # sizes; None: one token a step
     schedule: str = "arccos"         # or "cosine", "constant": see `step_sizes`
     guidance: float = 4.0            # see `guide`; 1 needs no second half of the batch
     guidance_schedule: str = "linear"  # or "constant"
