@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import PARALLEL_ORDERS
+
 ORDER, NOISE, WINDOW = 1, 2, 3              # purposes of a sample's random streams
 
 
@@ -58,3 +60,81 @@ def named_order(name: str, grid: tuple[int, int]) -> Tensor:
             "outward": [y * y + x * x, np.arctan2(y, x)],
             "checkerboard": [(row + column) % 2]}[name]
     return torch.from_numpy(np.lexsort(keys[::-1]))
+
+
+def parallel_orders(name: str, seeds: Sequence[int], grid: tuple[int, int], sizes: Sequence[int],
+                    known: Tensor | None = None) -> Tensor:
+    """(B, N) int64: orders for many tokens a step. Known positions come first, then step by step:
+
+    "near": those nearest to what is decoded or known before the step.
+    "apart": one after another, the one farthest from those that the step already has.
+    "local": the nearest of "near", but not beside one that the step already has, not even
+    diagonally. Only when no others are left, the one of these that is farthest from the step's.
+    (As in locality-aware parallel decoding, arXiv 2507.01957: near tokens tell much about a target,
+    and the targets of a step, which do not see each other, should tell little about each other.)
+    "halton": spread evenly at all times (as in arXiv 2503.17076); see `halton_orders`.
+
+    The first position, and which of several equally good ones is next, follow the sample's own
+    random order. known: (N,) bool. sizes: of the steps, in all the unknown positions.
+    """
+    if name == "halton":
+        return halton_orders(seeds, grid, known)
+    n, rows = grid[0] * grid[1], np.arange(len(seeds))
+    cells = np.stack(np.divmod(np.arange(n), grid[1]), axis=1)
+    squares = ((cells[:, None] - cells) ** 2).sum(2)                # (N, N) squared distances
+    beyond = grid[0] ** 2 + grid[1] ** 2                            # larger than all of them
+    known = np.zeros(n, bool) if known is None else np.asarray(known)
+    ties = random_orders(seeds, n).argsort(1).numpy() / n           # (B, N) below 1
+    free = np.tile(~known, (len(seeds), 1))
+    near = np.tile(squares[known].min(0, initial=beyond), (len(seeds), 1))  # to what is decoded
+    order = [np.full(len(seeds), p) for p in known.nonzero()[0]]
+    for size in sizes:
+        own = np.full_like(near, beyond)                            # to the step's own positions
+        for _ in range(size):
+            cost = {"near": near, "apart": -own,
+                    "local": np.where(own > 2, near, 2 * beyond - own)}[name]
+            order.append(np.where(free, cost + ties, np.inf).argmin(1))
+            free[rows, order[-1]] = False
+            own = np.minimum(own, squares[order[-1]])
+        near = np.minimum(near, own)
+    return torch.from_numpy(np.stack(order, axis=1))
+
+
+def halton_orders(seeds: Sequence[int], grid: tuple[int, int],
+                  known: Tensor | None = None) -> Tensor:
+    """(B, N) int64: the cells in the order in which the points of a Halton sequence (bases 2 and 3)
+    first visit them; known positions come first. A sample's points are all shifted by the same
+    random vector, and re-enter on the other side."""
+    n, orders = grid[0] * grid[1], []
+    # One of 96·n points in a row hits every cell, even one that the border cuts in two: a box with
+    # sides 1/2^i and 1/3^j and at least a 96th of the cell's area lies within it.
+    points = np.stack([mirrored(96 * n, base) for base in (2, 3)], axis=1)
+    for seed in seeds:
+        shift = np.random.default_rng([ORDER, seed]).random(2)
+        row, column = (((points + shift) * grid).astype(int) % grid).T
+        visit = np.zeros(n)
+        visit[(row * grid[1] + column)[::-1]] = np.arange(len(points))[::-1]    # the first stays
+        orders.append(np.argsort(visit if known is None else np.where(known, -1, visit),
+                                 kind="stable"))
+    return torch.from_numpy(np.stack(orders))
+
+
+def mirrored(count: int, base: int) -> np.ndarray:
+    """(count,) numbers 0, 1, 2, … with their digits mirrored at the point: in base 2, 6 = 110 gives
+    0.011 = 3/8."""
+    left, value, worth = np.arange(count), np.zeros(count), 1.0
+    while left.any():
+        left, digit = np.divmod(left, base)
+        worth /= base
+        value += digit * worth
+    return value
+
+
+def orders_by_name(name: str, seeds: Sequence[int], grid: tuple[int, int], sizes: Sequence[int],
+                   known: Tensor) -> Tensor:
+    """(N,) or (B, N) int64: the orders of any name of `config.ORDERS`."""
+    if name == "random":
+        return random_orders(seeds, grid[0] * grid[1])
+    if name in PARALLEL_ORDERS:
+        return parallel_orders(name, seeds, grid, sizes, known)
+    return named_order(name, grid)
