@@ -100,16 +100,18 @@ def largest_hole(order: list[int], done: int, grid: tuple[int, int]) -> float:
     return np.square(np.minimum(gaps, np.array(grid) - gaps)).sum(2).min(1).max() ** 0.5
 
 
-@for_all(20, grid=st.sampled_from([(6, 6), (8, 8), (16, 16), (5, 9)]), share=st.integers(2, 8),
-         start=st.integers(0, 2**32))
-def test_halton_leaves_smaller_holes_than_chance(grid, share, start):
-    """On average over eight samples, after any share of the steps. Broken if the rows and columns
-    of the points are not spread, or move together."""
-    some = range(start, start + 8)
-    even, chance = (sum(largest_hole(order, len(order) // share, grid) for order in orders) / 8
-                    for orders in (parallel_orders("halton", some, grid, []).tolist(),
-                                   random_orders(some, grid[0] * grid[1]).tolist()))
-    assert even < chance, f"{grid}, 1/{share} done: holes of {even:.2f}, by chance {chance:.2f}"
+@for_all(10, grid=st.sampled_from([(8, 8), (5, 9), (16, 16)]), start=st.integers(0, 2**32))
+def test_halton_leaves_smaller_holes_than_chance(grid, start):
+    """On average over eight samples, when a half, a third, … an eighth are decoded.
+
+    Broken if the rows or columns of the points are not spread, or if they move together.
+    """
+    some, n = range(start, start + 8), grid[0] * grid[1]
+    even, chance = (np.mean([largest_hole(order, n // share, grid)
+                             for order in orders.tolist() for share in range(2, 9)])
+                    for orders in (parallel_orders("halton", some, grid, []),
+                                   random_orders(some, n)))
+    assert even < chance, f"{grid}: holes of {even:.2f}, by chance {chance:.2f}"
 
 
 @for_all(60, name=st.sampled_from(ORDERS), plan=schedules(),
