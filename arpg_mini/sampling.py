@@ -30,8 +30,7 @@ class Settings:
     temperature: float = 1.0         # these three: see `filter_logits`
     top_k: int = 0
     top_p: float = 1.0
-    orders: Tensor | str | None = None  # (N,) or (B, N) permutations, or a name of `config.ORDERS`;
-    #                                  None: "random", the seeds' own
+    orders: Tensor | str | None = None  # (N,) or (B, N) positions, or one of `ORDERS`; None: random
     known: Tensor | None = None      # (N,) or (B, N) raster ids that stay fixed, -1 where unknown
     grid: tuple[int, int] | None = None  # (h, w) if not the trained one
     within_step: str = "block"       # tokens of a step see each other when encoded; or "causal"

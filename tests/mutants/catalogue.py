@@ -14,7 +14,7 @@ FORWARD, READ, ASK = (ARPG, "forward"), (ARPG, "read"), (ARPG, "ask")
 CONTENT, QUERY = (attention.ContentAttention, "forward"), (attention.QueryAttention, "forward")
 DECODE, PLAN = (decoding, "run_steps"), (decoding, "make_plan")
 FILTER, BATCH = (sampler, "filter_logits"), (training, "draw_batch")
-BESIDE, HALTON = (orders, "parallel_orders"), (orders, "halton_orders")
+SHARED, HALTON = (orders, "parallel_orders"), (orders, "halton_orders")
 TABLE, CHUNKS = (attention, "rotary_table"), (model.ChunkedCrossEntropy, "forward")
 PARALLEL = together.test_parallel_orders_are_their_definition
 
@@ -277,27 +277,27 @@ MUTANTS = [
            (*DECODE, "    if not plan.sizes:", "    model.train(was)\n    if not plan.sizes:")),
     # Which tokens share a step.
     Mutant("the nearest to the known tokens only, not to decoded ones", PARALLEL,
-           (*BESIDE, "    near = np.minimum(near, own)", "    own")),
+           (*SHARED, "    near = np.minimum(near, own)", "    own")),
     Mutant("known tokens do not count as near", PARALLEL,
-           (*BESIDE, "squares[known].min(0, initial=beyond)", "np.full(n, beyond)")),
+           (*SHARED, "squares[known].min(0, initial=beyond)", "np.full(n, beyond)")),
     Mutant("known tokens decoded again", PARALLEL,
-           (*BESIDE, "np.tile(~known", "np.tile(known | True")),
+           (*SHARED, "np.tile(~known", "np.tile(known | True")),
     Mutant("orders planned for one token a step", together.test_a_decode_takes_the_order_of_a_name,
            (*PLAN, "grid, sizes, is_known", "grid, [1] * unknown, is_known")),
     Mutant("near positions of a step follow one another", PARALLEL,
-           (*BESIDE, "{\"near\": near,", "{\"near\": np.minimum(near, own),")),
+           (*SHARED, "{\"near\": near,", "{\"near\": np.minimum(near, own),")),
     Mutant("far from all tokens, not from the step's own", PARALLEL,
-           (*BESIDE, "\"apart\": -own", "\"apart\": -np.minimum(near, own)")),
+           (*SHARED, "\"apart\": -own", "\"apart\": -np.minimum(near, own)")),
     Mutant("far from the step's last position, not from all of them", PARALLEL,
-           (*BESIDE, "own = np.minimum(own, squares[order[-1]])", "own = squares[order[-1]]")),
+           (*SHARED, "own = np.minimum(own, squares[order[-1]])", "own = squares[order[-1]]")),
     Mutant("diagonal neighbours may share a local step", PARALLEL,
-           (*BESIDE, "own > 2", "own > 1")),
+           (*SHARED, "own > 2", "own > 1")),
     Mutant("too close positions taken nearest first", PARALLEL,
-           (*BESIDE, "2 * beyond - own)", "beyond + near)")),
+           (*SHARED, "2 * beyond - own)", "beyond + near)")),
     Mutant("ties broken alike in all samples", PARALLEL,
-           (*BESIDE, "random_orders(seeds, n)", "random_orders([0] * len(seeds), n)")),
+           (*SHARED, "random_orders(seeds, n)", "random_orders([0] * len(seeds), n)")),
     Mutant("ties broken by the place in the batch", PARALLEL,
-           (*BESIDE, "random_orders(seeds, n)", "random_orders(range(len(seeds)), n)")),
+           (*SHARED, "random_orders(seeds, n)", "random_orders(range(len(seeds)), n)")),
     Mutant("the same Halton shift for all samples", PARALLEL,
            (*HALTON, "default_rng([ORDER, seed])", "default_rng(ORDER)")),
     Mutant("one Halton shift for rows and columns", PARALLEL, (*HALTON, "random(2)", "random(1)")),
