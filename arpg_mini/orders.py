@@ -68,17 +68,13 @@ def parallel_orders(name: str, seeds: Sequence[int], grid: tuple[int, int], size
 
     "near": those nearest to what is decoded or known before the step.
     "apart": one after another, the one farthest from those that the step already has.
-    "local": the nearest of "near", but not beside one that the step already has, not even
-    diagonally. Only when no others are left, the one of these that is farthest from the step's.
-    (As in locality-aware parallel decoding, arXiv 2507.01957: near tokens tell much about a target,
-    and the targets of a step, which do not see each other, should tell little about each other.)
-    "halton": spread evenly at all times (as in arXiv 2503.17076); see `halton_orders`.
+    "local": as "near", but not beside one that the step already has, not even diagonally. When no
+    others are left, as "apart". (After locality-aware parallel decoding, arXiv 2507.01957: near
+    tokens tell much about a target; those of one step should tell little about each other.)
+    "halton": spread evenly at all times (arXiv 2503.17076), see `halton_visits`.
 
-    The first position, and which of several equally good ones is next, follow the sample's own
-    random order. known: (N,) bool. sizes: of the steps, in all the unknown positions.
+    Equally good positions follow the sample's random order. known: (N,) bool. sizes: of the steps.
     """
-    if name == "halton":
-        return halton_orders(seeds, grid, known)
     n, rows = grid[0] * grid[1], np.arange(len(seeds))
     cells = np.stack(np.divmod(np.arange(n), grid[1]), axis=1)
     squares = ((cells[:, None] - cells) ** 2).sum(2)                # (N, N) squared distances
@@ -87,11 +83,12 @@ def parallel_orders(name: str, seeds: Sequence[int], grid: tuple[int, int], size
     ties = random_orders(seeds, n).argsort(1).numpy() / n           # (B, N) below 1
     free = np.tile(~known, (len(seeds), 1))
     near = np.tile(squares[known].min(0, initial=beyond), (len(seeds), 1))  # to what is decoded
+    visits = halton_visits(seeds, grid) if name == "halton" else None
     order = [np.full(len(seeds), p) for p in known.nonzero()[0]]
     for size in sizes:
         own = np.full_like(near, beyond)                            # to the step's own positions
         for _ in range(size):
-            cost = {"near": near, "apart": -own,
+            cost = {"near": near, "apart": -own, "halton": visits,
                     "local": np.where(own > 2, near, 2 * beyond - own)}[name]
             order.append(np.where(free, cost + ties, np.inf).argmin(1))
             free[rows, order[-1]] = False
@@ -100,34 +97,20 @@ def parallel_orders(name: str, seeds: Sequence[int], grid: tuple[int, int], size
     return torch.from_numpy(np.stack(order, axis=1))
 
 
-def halton_orders(seeds: Sequence[int], grid: tuple[int, int],
-                  known: Tensor | None = None) -> Tensor:
-    """(B, N) int64: the cells in the order in which the points of a Halton sequence (bases 2 and 3)
-    first visit them; known positions come first. A sample's points are all shifted by the same
-    random vector, and re-enter on the other side."""
-    n, orders = grid[0] * grid[1], []
-    # One of 96·n points in a row hits every cell, even one that the border cuts in two: a box with
-    # sides 1/2^i and 1/3^j and at least a 96th of the cell's area lies within it.
-    points = np.stack([mirrored(96 * n, base) for base in (2, 3)], axis=1)
-    for seed in seeds:
+def halton_visits(seeds: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
+    """(B, N): which point of a Halton sequence (bases 2 and 3) is the first in each cell. A
+    random shift of the sample moves all its points; they re-enter on the other side."""
+    visits, points = np.zeros((len(seeds), grid[0] * grid[1])), []
+    for base in (2, 3):                 # digits mirrored at the point: 6 = 110 gives 0.011 = 3/8
+        worth = base ** np.arange(1, 25)
+        # Every cell, even cut by the border, holds a box 1/2^i × 1/3^j, 2^i < 8h, 3^j < 12w. So
+        numbers = np.arange(96 * visits.shape[1])[:, None]      # visit all cells
+        points.append((numbers // (worth // base) % base / worth).sum(1))
+    for seed, visit in zip(seeds, visits):
         shift = np.random.default_rng([ORDER, seed]).random(2)
-        row, column = (((points + shift) * grid).astype(int) % grid).T
-        visit = np.zeros(n)
-        visit[(row * grid[1] + column)[::-1]] = np.arange(len(points))[::-1]    # the first stays
-        orders.append(np.argsort(visit if known is None else np.where(known, -1, visit),
-                                 kind="stable"))
-    return torch.from_numpy(np.stack(orders))
-
-
-def mirrored(count: int, base: int) -> np.ndarray:
-    """(count,) numbers 0, 1, 2, … with their digits mirrored at the point: in base 2, 6 = 110 gives
-    0.011 = 3/8."""
-    left, value, worth = np.arange(count), np.zeros(count), 1.0
-    while left.any():
-        left, digit = np.divmod(left, base)
-        worth /= base
-        value += digit * worth
-    return value
+        row, column = (((np.stack(points, 1) + shift) * grid).astype(int) % grid).T
+        visit[(row * grid[1] + column)[::-1]] = np.arange(len(row))[::-1]       # the first stays
+    return visits
 
 
 def orders_by_name(name: str, seeds: Sequence[int], grid: tuple[int, int], sizes: Sequence[int],

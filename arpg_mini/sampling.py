@@ -39,11 +39,9 @@ class Settings:
     against: Tensor | None = None    # (B,) classes that guidance leads away from; None: no class
 
     def __post_init__(self):
-        names = [("schedule", SCHEDULES), ("guidance_schedule", GUIDANCE_SCHEDULES),
-                 ("within_step", WITHIN_STEP), ("positions", POSITIONS)]
-        if isinstance(self.orders, str):
-            names.append(("orders", ORDERS))
-        for name, allowed in names:
+        named = [("orders", ORDERS)] if isinstance(self.orders, str) else []
+        for name, allowed in (("schedule", SCHEDULES), ("guidance_schedule", GUIDANCE_SCHEDULES),
+                              ("within_step", WITHIN_STEP), ("positions", POSITIONS), *named):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: must be one of "
                                  f"{', '.join(allowed)}")

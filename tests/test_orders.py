@@ -109,7 +109,7 @@ def test_halton_leaves_smaller_holes_than_chance(grid, start):
     some, n = range(start, start + 8), grid[0] * grid[1]
     even, chance = (np.mean([largest_hole(order, n // share, grid)
                              for order in orders.tolist() for share in range(2, 9)])
-                    for orders in (parallel_orders("halton", some, grid, []),
+                    for orders in (parallel_orders("halton", some, grid, [n]),
                                    random_orders(some, n)))
     assert even < chance, f"{grid}: holes of {even:.2f}, by chance {chance:.2f}"
 

@@ -14,7 +14,7 @@ FORWARD, READ, ASK = (ARPG, "forward"), (ARPG, "read"), (ARPG, "ask")
 CONTENT, QUERY = (attention.ContentAttention, "forward"), (attention.QueryAttention, "forward")
 DECODE, PLAN = (decoding, "run_steps"), (decoding, "make_plan")
 FILTER, BATCH = (sampler, "filter_logits"), (training, "draw_batch")
-SHARED, HALTON = (orders, "parallel_orders"), (orders, "halton_orders")
+SHARED, HALTON = (orders, "parallel_orders"), (orders, "halton_visits")
 TABLE, CHUNKS = (attention, "rotary_table"), (model.ChunkedCrossEntropy, "forward")
 PARALLEL = together.test_parallel_orders_are_their_definition
 
@@ -305,11 +305,11 @@ MUTANTS = [
            together.test_halton_leaves_smaller_holes_than_chance,
            (*HALTON, "for base in (2, 3)", "for base in (2, 2)")),
     Mutant("the last visit of a Halton point counts", PARALLEL,
-           (*HALTON, "[::-1]] = np.arange(len(points))[::-1]", "] = np.arange(len(points))")),
+           (*HALTON, "[::-1]] = np.arange(len(row))[::-1]", "] = np.arange(len(row))")),
     Mutant("too few Halton points: some cells are never visited", PARALLEL,
-           (*HALTON, "96 * n", "n")),
-    Mutant("digits in base 2 for both Halton coordinates", PARALLEL,
-           (orders, "mirrored", "worth /= base", "worth /= 2")),
+           (*HALTON, "96 * visits", "visits")),
+    Mutant("Halton digits that are 0 or 1 in base 3", PARALLEL,
+           (*HALTON, "% base / worth", "% 2 / worth")),
     Mutant("one decoder takes a name as its random order",
            together.test_both_decoders_take_names,
            (decoding, "decode_sequential", "plan = make_plan(model, labels, seeds, how)",
