@@ -103,8 +103,8 @@ def halton_visits(seeds: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
     visits, points = np.zeros((len(seeds), grid[0] * grid[1])), []
     for base in (2, 3):                 # digits mirrored at the point: 6 = 110 gives 0.011 = 3/8
         worth = base ** np.arange(1, 25)
-        # Every cell, even cut by the border, holds a box 1/2^i × 1/3^j, 2^i < 8h, 3^j < 12w. So
-        numbers = np.arange(96 * visits.shape[1])[:, None]      # visit all cells
+        # 96·N visit each cell: even cut in two, it holds a box 1/2^i × 1/3^j, 2^i < 8h, 3^j < 12w.
+        numbers = np.arange(96 * visits.shape[1])[:, None]
         points.append((numbers // (worth // base) % base / worth).sum(1))
     for seed, visit in zip(seeds, visits):
         shift = np.random.default_rng([ORDER, seed]).random(2)
