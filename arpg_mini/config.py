@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 # The names that a setting may have.
 VIEWS = ("center", "center-flip", "ten-crop")   # of a picture: see `data.ids.crops`
-ORDERS = ("random", "raster", "column", "spiral", "outward", "checkerboard")
+FIXED_ORDERS = ("raster", "column", "spiral", "outward", "checkerboard")  # `orders.named_order`
+PARALLEL_ORDERS = ("near", "apart", "local", "halton")      # see `orders.parallel_orders`
+ORDERS = ("random", *FIXED_ORDERS, *PARALLEL_ORDERS)
 SCHEDULES = ("arccos", "cosine", "constant")    # of step sizes: see `orders.step_sizes`
 GUIDANCE_SCHEDULES = ("linear", "constant")     # see `sampling.guide`
 WITHIN_STEP = ("block", "causal")               # see `sampling.Settings`

@@ -15,7 +15,7 @@ from torch import Tensor
 from .attention import Cache
 from .control import hints
 from .model import ARPG
-from .orders import random_orders, step_sizes
+from .orders import orders_by_name, step_sizes
 from .sampling import Settings, guide, position_noise, sample
 
 
@@ -53,11 +53,6 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     if any(((x < 0) | (x > model.null_label)).any() for x in (labels, against)):
         raise ValueError(f"labels {labels.tolist()}, against {against.tolist()}: must be 0 to "
                          f"{model.null_label}")
-    orders = (random_orders(seeds, n) if settings.orders is None
-              else torch.as_tensor(settings.orders).cpu().long())
-    orders = orders.expand(batch, n)
-    if not torch.equal(orders.sort(-1).values, torch.arange(n).expand(batch, n)):
-        raise ValueError(f"orders: each must be a permutation of 0..{n - 1}")
     known = torch.full((n,), -1) if settings.known is None else torch.as_tensor(settings.known)
     ids = known.cpu().long().expand(batch, n).clone()
     is_known = ids[0] >= 0
@@ -66,14 +61,20 @@ def make_plan(model: ARPG, labels, seeds: Sequence[int], settings: Settings) -> 
     if ids.max() >= model.config.vocab_size:
         raise ValueError(f"known: id {ids.max()} is not below the vocabulary size "
                          f"{model.config.vocab_size}")
-    orders = orders[~is_known[orders]].view(batch, -1)                      # (B, unknown)
-    unknown = orders.shape[1]
+    unknown = n - int(is_known.sum())
     sizes = unknown if settings.steps is None else settings.steps
     if isinstance(sizes, int):
         sizes = step_sizes(unknown, sizes, settings.schedule) if unknown else []
     if min(sizes, default=1) < 1 or sum(sizes) != unknown:
         raise ValueError(f"steps {list(sizes)}: sizes must be 1 or more and sum to the {unknown} "
                          "unknown positions")
+    orders = "random" if settings.orders is None else settings.orders
+    if isinstance(orders, str):
+        orders = orders_by_name(orders, seeds, grid, sizes, is_known)
+    orders = torch.as_tensor(orders).cpu().long().expand(batch, n)
+    if not torch.equal(orders.sort(-1).values, torch.arange(n).expand(batch, n)):
+        raise ValueError(f"orders: each must be a permutation of 0..{n - 1}")
+    orders = orders[~is_known[orders]].view(batch, unknown)
     if settings.guidance != 1:
         labels = torch.cat([labels, against])
     return Plan(ids.to(device), labels, is_known.nonzero()[:, 0].to(device), orders.to(device),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .decoding import decode_steps
 from .model import ARPG
-from .orders import WINDOW, named_order
+from .orders import WINDOW
 from .tokenizer import VQTokenizer
 
 
@@ -56,8 +56,8 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
     proportionally more, one with known tokens fewer.
     positions: with "windows", windows of the trained size slide over a larger grid, and each keeps
     the tokens that are already there. So no query sees a distance that training did not have. The
-    methods of `config.POSITIONS` take the whole grid as one window. order: "random", or a name of
-    `orders.named_order`. The other arguments are those of `sampling.Settings`.
+    methods of `config.POSITIONS` take the whole grid as one window. order: a name of
+    `config.ORDERS`. The other arguments are those of `sampling.Settings`.
     A sample depends only on its own row.
     """
     canvas, (height, width) = known.clone(), known.shape[1:]
@@ -76,8 +76,7 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
             part = decode_steps(
                 model, labels[rows], [window_seed(seeds[row], number) for row in rows], steps=few,
                 known=canvas[window].flatten(1), grid=size, positions=how,
-                orders=None if order == "random" else named_order(order, size),
-                control=cut_control(model, control, rows, r, c, size),
+                orders=order, control=cut_control(model, control, rows, r, c, size),
                 against=None if against is None else against[rows], **settings)
             for ids in part:
                 canvas[window] = ids.view(len(rows), *size)

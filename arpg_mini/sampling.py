@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import GUIDANCE_SCHEDULES, POSITIONS, SCHEDULES, WITHIN_STEP
+from .config import GUIDANCE_SCHEDULES, ORDERS, POSITIONS, SCHEDULES, WITHIN_STEP
 from .orders import NOISE
 
 MOST_GUIDANCE = 1e4                         # larger values would overflow float32 logits
@@ -31,7 +31,7 @@ class Settings:
     temperature: float = 1.0         # these three: see `filter_logits`
     top_k: int = 0
     top_p: float = 1.0
-    orders: Tensor | None = None     # (N,) or (B, N) permutations, in place of the seeds' own
+    orders: Tensor | str | None = None  # (N,) or (B, N) positions, or one of `ORDERS`; None: random
     known: Tensor | None = None      # (N,) or (B, N) raster ids that stay fixed, -1 where unknown
     grid: tuple[int, int] | None = None  # (h, w) if not the trained one
     within_step: str = "block"       # tokens of a step see each other when encoded; or "causal"
@@ -40,8 +40,9 @@ class Settings:
     against: Tensor | None = None    # (B,) classes that guidance leads away from; None: no class
 
     def __post_init__(self):
+        named = [("orders", ORDERS)] if isinstance(self.orders, str) else []
         for name, allowed in (("schedule", SCHEDULES), ("guidance_schedule", GUIDANCE_SCHEDULES),
-                              ("within_step", WITHIN_STEP), ("positions", POSITIONS)):
+                              ("within_step", WITHIN_STEP), ("positions", POSITIONS), *named):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: must be one of "
                                  f"{', '.join(allowed)}")

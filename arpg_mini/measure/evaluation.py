@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .. import UserError
-from ..config import ORDERS
+from ..config import FIXED_ORDERS
 from ..data.builtin import SHAPES, fashion_pictures, shapes
 from ..data.files import digest, regular
 from ..data.ids import Ids
@@ -190,7 +190,7 @@ def orders_table(run: Path, count: int, device: torch.device) -> None:
             or ids.labels.max() > model.null_label or ids.ids.shape[2] != math.prod(grid)):
         raise UserError(f"{run / 'ids' / 'val'}: has ids or classes that {run / 'model.pt'} lacks")
     print(f"{'order':>14}{'bits/token':>12}{'± standard error':>18}")
-    for name in ("random", "random again", *ORDERS[1:]):
+    for name in ("random", "random again", *FIXED_ORDERS):
         orders = None if "random" in name else named_order(name, grid)
         bits, error = bits_per_token(model, ids, orders, count, seed=10**6 * (name[-1] == "n"))
         print(f"{name:>14}{bits:>12.4f}{error:>18.4f}")

@@ -46,7 +46,8 @@ FLAGS = {
          1.0),
         ("--top-k", int, "draw only from the k likeliest ids (0: all)", 0),
         ("--top-p", float, "draw from the likeliest ids whose total reaches p (1: all)", 1.0),
-        ("--order", ORDERS, "order of the tokens", "random"),
+        ("--order", ORDERS, "order of the tokens; the last four choose those that share a step",
+         "random"),
         ("--positions", ("windows", *POSITIONS), "on larger grids: windows of the trained size, or "
          "one window with other rotations", "windows"),
         ("--within-step", WITHIN_STEP, "block: the tokens of a step see each other", "block"),

@@ -5,6 +5,7 @@ from arpg_mini import sampling as sampler
 from tests import test_attention as pieces
 from tests import test_equivalence as whole
 from tests import test_invariants as learning
+from tests import test_orders as together
 from tests import test_sampling as sampling
 from tests.mutants import Mutant
 
@@ -13,7 +14,9 @@ FORWARD, READ, ASK = (ARPG, "forward"), (ARPG, "read"), (ARPG, "ask")
 CONTENT, QUERY = (attention.ContentAttention, "forward"), (attention.QueryAttention, "forward")
 DECODE, PLAN = (decoding, "run_steps"), (decoding, "make_plan")
 FILTER, BATCH = (sampler, "filter_logits"), (training, "draw_batch")
+SHARED, HALTON = (orders, "parallel_orders"), (orders, "halton_visits")
 TABLE, CHUNKS = (attention, "rotary_table"), (model.ChunkedCrossEntropy, "forward")
+PARALLEL = together.test_parallel_orders_are_their_definition
 
 MUTANTS = [
     # Which slot sees which.
@@ -272,4 +275,43 @@ MUTANTS = [
            (*DECODE, "    rows, (batch, n) =",
             "    was = model.training\n    model.eval()\n    rows, (batch, n) ="),
            (*DECODE, "    if not plan.sizes:", "    model.train(was)\n    if not plan.sizes:")),
+    # Which tokens share a step.
+    Mutant("the nearest to the known tokens only, not to decoded ones", PARALLEL,
+           (*SHARED, "    near = np.minimum(near, own)", "    own")),
+    Mutant("known tokens do not count as near", PARALLEL,
+           (*SHARED, "squares[known].min(0, initial=beyond)", "np.full(n, beyond)")),
+    Mutant("known tokens decoded again", PARALLEL,
+           (*SHARED, "np.tile(~known", "np.tile(known | True")),
+    Mutant("orders planned for one token a step", together.test_a_decode_takes_the_order_of_a_name,
+           (*PLAN, "grid, sizes, is_known", "grid, [1] * unknown, is_known")),
+    Mutant("near positions of a step follow one another", PARALLEL,
+           (*SHARED, "{\"near\": near,", "{\"near\": np.minimum(near, own),")),
+    Mutant("far from all tokens, not from the step's own", PARALLEL,
+           (*SHARED, "\"apart\": -own", "\"apart\": -np.minimum(near, own)")),
+    Mutant("far from the step's last position, not from all of them", PARALLEL,
+           (*SHARED, "own = np.minimum(own, squares[order[-1]])", "own = squares[order[-1]]")),
+    Mutant("diagonal neighbours may share a local step", PARALLEL,
+           (*SHARED, "own > 2", "own > 1")),
+    Mutant("too close positions taken nearest first", PARALLEL,
+           (*SHARED, "2 * beyond - own)", "beyond + near)")),
+    Mutant("ties broken alike in all samples", PARALLEL,
+           (*SHARED, "random_orders(seeds, n)", "random_orders([0] * len(seeds), n)")),
+    Mutant("ties broken by the place in the batch", PARALLEL,
+           (*SHARED, "random_orders(seeds, n)", "random_orders(range(len(seeds)), n)")),
+    Mutant("the same Halton shift for all samples", PARALLEL,
+           (*HALTON, "default_rng([ORDER, seed])", "default_rng(ORDER)")),
+    Mutant("one Halton shift for rows and columns", PARALLEL, (*HALTON, "random(2)", "random(1)")),
+    Mutant("rows and columns of Halton points in the same base",
+           together.test_halton_leaves_smaller_holes_than_chance,
+           (*HALTON, "for base in (2, 3)", "for base in (2, 2)")),
+    Mutant("the last visit of a Halton point counts", PARALLEL,
+           (*HALTON, "[::-1]] = np.arange(len(row))[::-1]", "] = np.arange(len(row))")),
+    Mutant("too few Halton points: some cells are never visited", PARALLEL,
+           (*HALTON, "96 * visits", "visits")),
+    Mutant("Halton digits that are 0 or 1 in base 3", PARALLEL,
+           (*HALTON, "% base / worth", "% 2 / worth")),
+    Mutant("one decoder takes a name as its random order",
+           together.test_both_decoders_take_names,
+           (decoding, "decode_sequential", "plan = make_plan(model, labels, seeds, how)",
+            "plan = make_plan(model, labels, seeds, Settings(**settings | dict(orders=None)))")),
 ]

@@ -84,10 +84,10 @@ PLANNED = edits.test_a_decode_plans_what_it_is_told
 SCORES = [
     # Windows and their completion.
     Mutant("a named order ignored in windows", BY_WINDOWS,
-           (*STEPS, 'None if order == "random" else named_order(order, size)', "None")),
+           (*STEPS, "orders=order", "orders=None")),
     Mutant("a named order ignored in decode", PLANNED,
-           (decoding, "make_plan", "random_orders(seeds, n) if settings.orders is None",
-            "random_orders(seeds, n) if True")),
+           (decoding, "make_plan", "if settings.orders is None else settings.orders",
+            "if True else None")),
     Mutant("the old class ignored in windows", BY_WINDOWS,
            (*STEPS, "against=None if against is None else against[rows]", "against=None")),
     Mutant("the old class ignored in decode", PLANNED,
