@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -72,7 +73,7 @@ class Copy:
         for number in processes.STOPPING:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT
                           else signal.SIG_DFL)
-        sys.argv = self.command
+        sys.argv, logging.raiseExceptions = self.command, False     # handlers have closed files
         processes.mp.spawn = partial(processes.mp.start_processes, start_method="fork")
         code = code_of(importlib.import_module(Path(self.command[0]).stem).main)
         sys.stdout.flush(), sys.stderr.flush()

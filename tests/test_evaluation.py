@@ -684,6 +684,11 @@ def files(tmp_path):
                 "--inception": str(tmp_path / "network.pt")}
 
 
+def few_shapes(count, seed):
+    """At most 300: the command takes 10,000."""
+    return data.shapes(min(count, 300), seed)
+
+
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
     code = code_of(evaluation.main)
@@ -736,6 +741,7 @@ def test_mistakes_end_in_one_line(files, monkeypatch, capsys, tmp_path):
     judge = strong_judge(0)
     monkeypatch.setattr(judging, "shapes_classifier", lambda: judge)
     monkeypatch.setattr(evaluation, "shapes_classifier", lambda: judge)
+    monkeypatch.setattr(evaluation, "shapes", few_shapes)
     few = write(tmp_path / "few.npz", data.shapes(11, seed=3)[0])
     flat = write(tmp_path / "flat.npz", np.zeros((3, 4), np.uint8))
     whole = Path(files["noise"]).read_bytes()
@@ -778,6 +784,7 @@ def test_the_judges_distance_needs_no_download(files, monkeypatch, capsys, tmp_p
     judge = judging.Classifier(10).eval()       # untrained: its features tell shapes from noise
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judging, "shapes_classifier", lambda: judge)
+    monkeypatch.setattr(evaluation, "shapes", few_shapes)
     scores = []
     for name in ("others", "noise"):
         code, said, _ = run(monkeypatch, capsys, "shapes", files[name], "--few")
