@@ -7,6 +7,7 @@ The scripts call `complete_steps`; `inpaint` and the like are for use from Pytho
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .decoding import decode_steps
+from .exact import exact_steps
 from .model import ARPG
 from .orders import WINDOW
 from .tokenizer import VQTokenizer
@@ -47,7 +49,7 @@ def plan_windows(known: np.ndarray, size: tuple[int, int], steps: int,
 
 def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], steps: int = 64,
                    positions: str = "windows", order: str = "random",
-                   control: Tensor | None = None, against=None,
+                   control: Tensor | None = None, against=None, exact: int = 0,
                    **settings) -> Iterator[Tensor]:
     """Fill the unknown tokens of grids of any size. It yields the (B, h, w) ids after every step.
 
@@ -57,7 +59,8 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
     positions: with "windows", windows of the trained size slide over a larger grid, and each keeps
     the tokens that are already there. So no query sees a distance that training did not have. The
     methods of `config.POSITIONS` take the whole grid as one window. order: a name of
-    `config.ORDERS`. The other arguments are those of `sampling.Settings`.
+    `config.ORDERS`. exact: the window of exact decoding, which takes the place of `steps`; it
+    yields after every pass. The other arguments are those of `sampling.Settings`.
     A sample depends only on its own row.
     """
     canvas, (height, width) = known.clone(), known.shape[1:]
@@ -73,8 +76,10 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
         mask = (canvas[rows[0]] >= 0).cpu().numpy()
         for number, (r, c, few) in enumerate(plan_windows(mask, size, steps, usual)):
             window = np.s_[rows, r:r + size[0], c:c + size[1]]
-            part = decode_steps(
-                model, labels[rows], [window_seed(seeds[row], number) for row in rows], steps=few,
+            decoder = partial(exact_steps, window=exact) if exact else partial(
+                decode_steps, steps=few)
+            part = decoder(
+                model, labels[rows], [window_seed(seeds[row], number) for row in rows],
                 known=canvas[window].flatten(1), grid=size, positions=how,
                 orders=order, control=cut_control(model, control, rows, r, c, size),
                 against=None if against is None else against[rows], **settings)

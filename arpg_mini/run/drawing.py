@@ -3,6 +3,7 @@
 The one idea: picture i depends on its seed and class alone, so any process may draw any part.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,10 @@ class Drawer:
     def stride(self) -> int:
         return self.tokenizer.config.stride
 
-    def steps(self, known: Tensor) -> int:
-        """How many steps it takes to fill (1, h, w) ids, -1 where unknown."""
+    def steps(self, known: Tensor) -> int | None:
+        """How many steps it takes to fill (1, h, w) ids, -1 where unknown. None: nobody knows."""
+        if "exact" in self.settings:
+            return None
         size = tuple(min(n, t) for n, t in zip(known.shape[1:], self.model.config.grid))
         size = size if self.settings["positions"] == "windows" else tuple(known.shape[1:])
         usual = self.model.config.grid[0] * self.model.config.grid[1]
@@ -92,13 +95,16 @@ def load(options, device: torch.device) -> Drawer:
     if not 1 <= steps <= n:
         raise UserError(f"--steps {steps}: these images have {n} tokens, so it must be 1 to {n}")
     usual = best_guidance(model.config, steps) if options.released else saved["guidance"]
-    settings = dict(schedule=options.schedule,
-                    guidance=usual if options.guidance is None else options.guidance,
+    settings = dict(guidance=usual if options.guidance is None else options.guidance,
                     guidance_schedule=options.guidance_schedule or schedule,
-                    temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-                    within_step=options.within_step)
+                    temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    if not options.exact:
+        settings |= dict(schedule=options.schedule or "arccos",
+                         within_step=options.within_step or "block")
     check_settings(steps=steps, **settings, positions="extrapolate"
                    if options.positions == "windows" else options.positions)
+    if options.exact:
+        settings["exact"] = options.window or 16
     settings |= dict(steps=steps, positions=options.positions, order=options.order)
     if options.compile:
         replay.speed_up(model, device)
@@ -138,13 +144,15 @@ def draw(drawer: Drawer, options, device: torch.device) -> None:
     at_a_time = options.batch_size or few
     starts, rank, world = range(0, options.count, at_a_time), processes.rank(), processes.world()
     nothing = torch.full((1, *grid), -1, device=device)
-    bar = tqdm(total=(len(starts) + bool(options.gif)) * drawer.steps(nothing), desc="draw",
+    steps, passes = drawer.steps(nothing), Passes(drawer)
+    bar = tqdm(total=steps and (len(starts) + bool(options.gif)) * steps, desc="draw",
                unit="step", disable=rank > 0)
 
     def pictures(rows: range, frames: list | None = None) -> np.ndarray:
         labels = [classes[i % len(classes)] for i in rows]
-        for ids in complete_steps(drawer.model, nothing.expand(len(rows), -1, -1), labels,
-                                  [options.seed + i for i in rows], **drawer.settings):
+        known = nothing.expand(len(rows), -1, -1)
+        for ids in passes.count(known, complete_steps(
+                drawer.model, known, labels, [options.seed + i for i in rows], **drawer.settings)):
             bar.update()
             if frames is not None:
                 shown = images.to_uint8(drawer.pixels(ids.clamp(min=0)))
@@ -159,6 +167,7 @@ def draw(drawer: Drawer, options, device: torch.device) -> None:
             parts = processes.gather(part)
             if rank == 0:
                 yield np.concatenate([p for p in parts if p is not None])
+        passes.tell()
 
     kept, done = [], batches()
     if options.out:
@@ -180,6 +189,33 @@ def draw(drawer: Drawer, options, device: torch.device) -> None:
         pictures(range(len(frames[0])), frames)
         save_animation(options, frames, zoom)
     bar.close()
+
+
+class Passes:
+    """Counts the passes that exact decoding takes for each picture. In every pass in which a
+    picture takes part, at least one of its tokens becomes final."""
+
+    def __init__(self, drawer: Drawer):
+        self.exact, self.took, self.tokens = "exact" in drawer.settings, [], 0
+
+    def count(self, known: Tensor, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Pass on (B, h, w) ids after every step that fills the `known` ones."""
+        before = first = (known >= 0).sum((1, 2))
+        took = torch.zeros_like(before)
+        for ids in steps:
+            now = (ids >= 0).sum((1, 2))
+            took, before = took + (now > before), now
+            yield ids
+        self.took += took.tolist()
+        self.tokens += int((before - first).sum())
+
+    def tell(self) -> None:
+        """In every process: gather and print the counts of all."""
+        parts = processes.gather((self.took, self.tokens)) if self.exact else []
+        took = [count for part, _ in parts for count in part]
+        if took:
+            print(f"exact: {sum(tokens for _, tokens in parts) / len(took):.4g} tokens a picture "
+                  f"in {sum(took) / len(took):.1f} passes ({min(took)} to {max(took)})")
 
 
 def check_animation(options, count: int, side: tuple[int, int]) -> int:

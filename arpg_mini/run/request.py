@@ -37,7 +37,10 @@ FLAGS = {
         ("--feather", number(int, 0, 10_000), "pixels of the seam to blend over", 0)],
     "how": [
         ("--steps", int, "decoding steps, 1 to the number of tokens (default: a quarter of them)"),
-        ("--schedule", SCHEDULES, "sizes of the steps", "arccos"),
+        ("--exact", bool, "draw the images of one token a step, in fewer passes: guess many tokens "
+         "and check them at once"),
+        ("--window", COUNT, "with --exact: tokens to ask for in a pass (default 16)"),
+        ("--schedule", SCHEDULES, "sizes of the steps (default: arccos)"),
         ("--guidance", float, "strength of classifier-free guidance (default: the run's, or the "
          "paper's best for the released size and --steps; 1: none)"),
         ("--guidance-schedule", GUIDANCE_SCHEDULES, "linear rises to --guidance (default: the "
@@ -50,7 +53,8 @@ FLAGS = {
          "random"),
         ("--positions", ("windows", *POSITIONS), "on larger grids: windows of the trained size, or "
          "one window with other rotations", "windows"),
-        ("--within-step", WITHIN_STEP, "block: the tokens of a step see each other", "block"),
+        ("--within-step", WITHIN_STEP, "block: the tokens of a step see each other (default: "
+         "block)"),
         ("--weights", ("ema", "model"), "the running average, or the newest weights", "ema")],
     "where": [
         ("--out", Path, "picture of all images in a grid (default samples.png, unless --npz); when "
@@ -98,6 +102,12 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--edit: needs --classes, what to turn it into")
     if (jobs == ["outpaint"]) > bool(options.grid) or (options.expand and options.grid):
         raise UserError("--grid: --outpaint needs it; --expand goes without")
+    if options.window and not options.exact:
+        raise UserError(f"--window {options.window}: goes with --exact")
+    if options.exact and (flag := next((f for f in ("steps", "schedule", "within_step")
+                                        if getattr(options, f) is not None), None)):
+        raise UserError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: goes without "
+                        "--exact, which draws what one token a step draws")
     if options.was and jobs != ["edit"]:
         raise UserError("--was: goes with --edit")
     if options.at and jobs != ["outpaint"]:

@@ -19,7 +19,7 @@ from .. import UserError
 from ..data import images
 from ..editing import complete_steps, composite, known_ids, place
 from ..tokenizer import to_device
-from .drawing import Drawer, check_animation, check_grid, open_picture, save_animation
+from .drawing import Drawer, Passes, check_animation, check_grid, open_picture, save_animation
 
 
 def read_mask(options, size: tuple[int, int]) -> np.ndarray:
@@ -110,11 +110,13 @@ def edit(drawer: Drawer, options, device: torch.device) -> None:
         return images.to_uint8(composite(task.fitted, made, task.fitted_mask))
 
     frames = [shown(task.known).repeat(n, axis=0)]
-    for ids in tqdm(complete_steps(drawer.model, task.known.expand(n, -1, -1), labels,
-                                   [options.seed + i for i in range(n)], **drawer.settings),
-                    "edit", drawer.steps(task.known), unit="step"):
+    known, passes = task.known.expand(n, -1, -1), Passes(drawer)
+    for ids in tqdm(passes.count(known, complete_steps(
+            drawer.model, known, labels, [options.seed + i for i in range(n)], **drawer.settings)),
+            "edit", drawer.steps(task.known), unit="step"):
         if options.gif:
             frames.append(shown(ids))
+    passes.tell()
     strip = [images.to_uint8(task.whole.masked_fill(task.mask[:, None], 0))]
     *outs, strip_out = options.results
     for i, out in enumerate(outs):              # one at a time, because a photo has many pixels
