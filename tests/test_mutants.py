@@ -17,9 +17,11 @@ from tests import (
     test_data_definition,
     test_drawing_definition,
     test_equivalence,
+    test_exact,
     test_files_definition,
     test_flags,
     test_invariants,
+    test_orders,
     test_run_definition,
     test_sampling,
     test_training_definition,
@@ -34,7 +36,7 @@ from tests.mutants.rooms import ROOMS
 pytestmark = pytest.mark.equivalence
 
 ALL = sum(ROOMS.values(), [])
-MODULES = (test_equivalence, test_attention, test_sampling, test_invariants,
+MODULES = (test_equivalence, test_attention, test_sampling, test_invariants, test_orders, test_exact,
            test_training_definition, test_run_definition, test_data_definition,
            test_files_definition, test_flags, test_drawing_definition)
 
@@ -43,7 +45,7 @@ def cases() -> Iterator:
     """All mutants. Those of slower rooms run in the slow run, and one in sixteen in every run."""
     for room, mutants in ROOMS.items():
         for i, mutant in enumerate(mutants):
-            marks = [pytest.mark.slow] if room != "model and decoding" and i % 16 else []
+            marks = [pytest.mark.slow] if room not in ("model and decoding", "exact decoding") and i % 16 else []
             yield pytest.param(mutant, id=mutant.name.replace(" ", "-"), marks=marks)
 
 
