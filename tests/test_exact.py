@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from arpg_mini import exact, sampling
+from arpg_mini import exact
 from arpg_mini.attention import Cache
 from arpg_mini.decoding import decode
 from arpg_mini.exact import decode_exact, exact_steps
@@ -141,7 +141,8 @@ def test_float32_draws_nearly_the_same_pictures():
     for guidance in (1.0, 2.0):
         ids, _ = decode_exact(model, labels, seeds, 5, guidance=guidance)
         expected = decode(model, labels, seeds, steps=None, guidance=guidance)
-        assert ids.dtype == expected.dtype and (ids == expected).all(1).sum() >= 57
+        equal = int((ids == expected).all(1).sum())
+        assert equal >= 57, f"{equal} of 60 pictures are equal"
 
 
 @pytest.mark.parametrize("how, says", [
@@ -157,5 +158,5 @@ def test_guesses_are_right_and_wrong():
     """The properties above say nothing if all guesses are right or all are wrong."""
     model, seeds = tiny_model(), list(range(40))
     _, passes = decode_exact(model, [0] * 40, seeds, 15, temperature=0.2)
-    assert 1 < passes.min() and passes.max() < 15 and passes.float().std() > 0
-    assert sampling.sample is exact.sample
+    few, many = int(passes.min()), int(passes.max())
+    assert 1 < few < many < 15, f"{few} to {many} passes for 15 tokens"

@@ -36,16 +36,17 @@ from tests.mutants.rooms import ROOMS
 pytestmark = pytest.mark.equivalence
 
 ALL = sum(ROOMS.values(), [])
-MODULES = (test_equivalence, test_attention, test_sampling, test_invariants, test_orders, test_exact,
-           test_training_definition, test_run_definition, test_data_definition,
+MODULES = (test_equivalence, test_attention, test_sampling, test_invariants, test_orders,
+           test_exact, test_training_definition, test_run_definition, test_data_definition,
            test_files_definition, test_flags, test_drawing_definition)
 
 
 def cases() -> Iterator:
     """All mutants. Those of slower rooms run in the slow run, and one in sixteen in every run."""
     for room, mutants in ROOMS.items():
+        quick = room in ("model and decoding", "exact decoding")
         for i, mutant in enumerate(mutants):
-            marks = [pytest.mark.slow] if room not in ("model and decoding", "exact decoding") and i % 16 else []
+            marks = [] if quick or i % 16 == 0 else [pytest.mark.slow]
             yield pytest.param(mutant, id=mutant.name.replace(" ", "-"), marks=marks)
 
 
