@@ -96,7 +96,7 @@ class Sampler:
 
     def arrays(self, *flags: object) -> dict[str, np.ndarray]:
         given = [] if "--count" in flags else ["--count", 4]
-        given += [] if "--steps" in flags else ["--steps", 4]
+        given += [] if "--steps" in flags or "--exact" in flags else ["--steps", 4]
         called(sample_mini.main, self.run, *given, *flags, "--npz", file := self.file(".npz"))
         return dict(np.load(file))
 
@@ -268,6 +268,13 @@ SAMPLING = {
         "the rest stays": equal(inpainted(s, "--box", "2,0,6,2", "--feather", 2)[2:],
                                 s.picture[2:])},
     "--steps": lambda s: {f"{n} steps": s.frames("--steps", n) == n + 1 for n in (2, 7)},
+    "--exact": lambda s: {
+        "the pictures of one token a step": equal(s.pictures("--exact"), s.pictures("--steps", 9)),
+        "in fewer passes": s.frames("--exact") < 10},
+    "--window": lambda s: {
+        "one token a pass": s.frames("--exact", "--window", 1) == 10,
+        "the same pictures": equal(s.pictures("--exact", "--window", 2), s.pictures("--exact")),
+        "16 by default": s.load("--exact").settings["exact"] == 16},
     "--schedule": lambda s: s.setting("--schedule", "constant"),
     "--guidance": lambda s: s.setting("--guidance", 9.0) | {
         "the run's by default": s.load().settings["guidance"] == 3},
