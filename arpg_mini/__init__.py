@@ -9,7 +9,7 @@ from importlib import import_module
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {"ARPG": "model", "ModelConfig": "config", "TokenizerConfig": "config",
-          "VQTokenizer": "tokenizer", "decode": "decoding"}
+          "VQTokenizer": "tokenizer", "decode": "decoding", "decode_exact": "exact"}
 __all__ = sorted([*_HOMES, "UserError"])
 
 

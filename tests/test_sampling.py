@@ -89,6 +89,7 @@ def test_filters_are_their_slow_definition(shape, v, seed, ties, temperature, to
     logits = torch.randn(*shape, v, dtype=torch.float64,
                          generator=torch.Generator().manual_seed(seed))
     logits = logits.round() if ties else logits
+    assert torch.equal(filter_logits(logits), logits), "something is filtered by default"
     rows = filter_logits(logits, temperature, top_k, top_p).reshape(-1, v).tolist()
     for given_row, row in zip(logits.reshape(-1, v).tolist(), rows):
         keep, scaled = slow_filter(given_row, temperature, top_k, top_p), []
