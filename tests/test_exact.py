@@ -102,7 +102,7 @@ def test_what_is_final_never_changes_and_grows_in_every_pass(case, window, filte
     assert (before >= 0).all(), f"not drawn: {before.tolist()}"
 
 
-@for_all(25, seed=st.integers(0, 999), window=windows, guidance=st.sampled_from([1.0, 3.0]),
+@for_all(60, seed=st.integers(0, 999), window=windows, guidance=st.sampled_from([1.0, 3.0]),
          hidden=st.booleans())
 def test_condition_maps_are_followed(seed, window, guidance, hidden):
     """With maps, the ids are those of one token a step with these maps."""

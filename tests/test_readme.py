@@ -93,15 +93,15 @@ def lines_of_code(text: str) -> int:
 
 
 def test_files_stay_short():
-    """The paper: at most 2,000 lines, 1,250 of them code, in files of at most 250. The README: at
+    """The paper: at most 2,200 lines, 1,410 of them code, in files of at most 250. The README: at
     most 180 lines, a script 100, any other file 300."""
     assert lines_of_code('"""a\n\nb"""\nx = """\nc\n"""\n\n# d\ndef f():\n    "e"\n    y') == 5
     text = {f: (ROOT / f).read_text() for room in (*ROOMS, "") for f in sources(room)}
     lines = {f: len(t.splitlines()) for f, t in text.items()}
     paper = [*sources("arpg_mini"), "arpg_mini/__init__.py"]
     text["arpg_mini/__init__.py"] = (ROOT / "arpg_mini/__init__.py").read_text()
-    assert sum(len(text[f].splitlines()) for f in paper) <= 2000
-    assert sum(lines_of_code(text[f]) for f in paper) <= 1250
+    assert sum(len(text[f].splitlines()) for f in paper) <= 2200
+    assert sum(lines_of_code(text[f]) for f in paper) <= 1410
     assert max(lines[f] for f in sources("arpg_mini")) <= 250
     assert max(lines[f] for f in sources("")) <= 100
     assert max(lines.values()) <= 300
@@ -109,8 +109,8 @@ def test_files_stay_short():
     assert max(len(line) for t in text.values() for line in t.splitlines()) <= 100
 
 
-PAPER = ("config tokenizer attention control model orders sampling decoding training editing "
-         "pretrained").split()
+PAPER = ("config tokenizer attention control model orders sampling decoding exact training "
+         "editing pretrained").split()
 LEVELS = {**{f"arpg_mini.{name}": level for level, name in enumerate(PAPER, 1)},
           "arpg_mini": 0, "arpg_mini.data": 20, "arpg_mini.run": 21, "arpg_mini.measure": 22}
 

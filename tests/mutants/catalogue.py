@@ -125,7 +125,8 @@ MUTANTS = [
             "        k, v = append(*cache.layer(len(self.content)), k, v)")),
     # Orders and steps.
     Mutant("one order for the whole batch", whole.test_samples_do_not_depend_on_their_batch,
-           (*PLAN, "orders = orders.expand(batch, n)", "orders = orders[:1].expand(batch, n)")),
+           (*PLAN, ".cpu().long().expand(batch, n)\n    if not",
+            ".cpu().long().view(-1, n)[:1].expand(batch, n)\n    if not")),
     Mutant("one order for the whole training batch", learning.test_training_draws_for_each_sample,
            (*BATCH, ".random((batch, n))", ".random((1, n)).repeat(batch, 0)")),
     Mutant("last step's tokens lost", whole.test_every_position_is_decoded_exactly_once,
@@ -133,7 +134,7 @@ MUTANTS = [
             "plan.ids.scatter_(1, targets, drawn if done < plan.orders.shape[1] else -1)")),
     Mutant("known positions kept in the order",
            whole.test_every_position_is_decoded_exactly_once,
-           (*PLAN, "orders[~is_known[orders]].view(batch, -1)",
+           (*PLAN, "orders[~is_known[orders]].view(batch, unknown)",
             "orders[:, :int((~is_known).sum())]")),
     Mutant("every sample gets the first one's known ids",
            whole.test_every_position_is_decoded_exactly_once,
