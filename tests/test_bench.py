@@ -61,6 +61,7 @@ def flops(work) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_a_training_step_is_timed_and_its_memory_taken(monkeypatch, capsys):
     """It runs in a process of its own. Its floor is the plan's FLOPs at the measured rate."""
     monkeypatch.setattr(bench, "matrix_rate", lambda *_: 1e12)

@@ -108,13 +108,14 @@ def test_condition_maps_are_followed(seed, window, guidance, hidden):
     """With maps, the ids are those of one token a step with these maps."""
     model = tiny_model(grid=(2, 3), vocab_size=V, control_stride=2)
     torch.nn.init.normal_(model.control.out.weight)
-    maps = torch.rand(2, 1, 4, 6, dtype=torch.float64,
+    maps = torch.rand(3, 1, 4, 6, dtype=torch.float64,
                       generator=torch.Generator().manual_seed(seed))
     if hidden:
         maps[1] = -1
     how = dict(guidance=guidance, control=maps, temperature=0.3)
-    expected = decode(model, [0, 1], [seed, seed + 1], steps=None, **how)
-    ids, _ = decode_exact(model, [0, 1], [seed, seed + 1], window, **how)
+    labels, seeds = [0, 1, 2], [seed, seed + 1, seed + 2]
+    expected = decode(model, labels, seeds, steps=None, **how)
+    ids, _ = decode_exact(model, labels, seeds, window, **how)
     assert torch.equal(ids, expected), f"{ids.tolist()}, not {expected.tolist()}"
 
 

@@ -433,7 +433,7 @@ def survey(count: int) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_every_reader_survives_damaged_files(count):
     """A damaged file is read, refused by a UserError of one line, or left out by name, within 60
     seconds and 300 MB (1.5 GB for a picture or a network)."""

@@ -111,6 +111,7 @@ def call(monkeypatch, capsys, *arguments):
     return code, out, error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_a_class_is_graded_cell_by_cell(classroom, monkeypatch, capsys):
     """Whatever a student hands in, the others' cells stay correct, and nothing is left behind."""

@@ -93,6 +93,7 @@ def test_one_token_per_step_gives_the_training_logits(pair):
     assert torch.equal(drawn, tokens.gather(1, orders))
 
 
+@pytest.mark.slow
 def test_a_new_model_knows_nothing_and_a_short_run_learns(capsys):
     """The first loss is ln V. In 60 steps it falls far below what the colours of a picture alone
     would give (ln 2 per token)."""

@@ -166,6 +166,7 @@ def test_a_seed_chooses_the_mutants(monkeypatch):
     assert len(set(one[:4])) == 4 and all("arpg_mini/orders.py:" in said for said in one[:4])
 
 
+@pytest.mark.slow
 def test_a_trace_names_the_tests_that_reach_a_line(tmp_path):
     (tmp_path / "test_it.py").write_text('''
 import subprocess, sys, pytest

@@ -357,6 +357,7 @@ def limited():
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(finished, tmp_path):
     """The model takes more than 3 MB, so no save succeeds under the limit. The run reports this and
     keeps training. The last save must succeed, so the run ends with an error. Later, with enough
