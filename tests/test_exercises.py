@@ -66,7 +66,15 @@ def test_the_solution_passes(chapter, name):
     assert grade(graders(chapter)[name], solution(chapter)) == ""
 
 
-@pytest.mark.parametrize("chapter, name, mistake", WRONG)
+def slower(wrong: list) -> list:
+    """Wrong properties take seconds each: all but the first of an exercise are slow tests."""
+    seen: set = set()
+    return [pytest.param(chapter, name, mistake, marks=[pytest.mark.slow] * (
+        name.startswith("check_") and (name in seen or bool(seen.add(name)))))
+        for chapter, name, mistake in wrong]
+
+
+@pytest.mark.parametrize("chapter, name, mistake", slower(WRONG))
 def test_the_wrong_answer_is_rejected_for_the_stated_reason(chapter, name, mistake):
     wrong = getattr(importlib.import_module(f"tests.wrong_answers.{chapter}"), mistake)
     answers = SimpleNamespace(**vars(solution(chapter)) | {name: wrong})

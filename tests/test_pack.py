@@ -16,6 +16,7 @@ from tutorial.pack import halved, main
 SHAPES_RUN = ROOT / "tutorial" / "shapes"
 
 
+@pytest.mark.slow
 def test_the_packed_model_is_small_and_as_good_as_its_recipe_says():
     """Broken if the file was replaced, or if the model no longer computes what it learned."""
     assert sum(path.stat().st_size for path in SHAPES_RUN.iterdir()) < 4e6

@@ -24,11 +24,11 @@ def ids(path):
 
 
 @pytest.mark.parametrize("chapter", [
-    pytest.param(c, marks=[pytest.mark.slow] * (c.name[:2] in ("03", "05"))) for c in CHAPTERS],
-    ids=ids)
+    pytest.param(c, marks=[pytest.mark.slow] * (c.name[:2] in ("03", "04", "05")))
+    for c in CHAPTERS], ids=ids)
 def test_examples_run(chapter, monkeypatch):
     """Runs every `>>>` of a chapter, one after the other, in the root of the repository. Chapters 3
-    and 5 run whole properties again, so they are left to the slow run."""
+    to 5 run whole properties again, so they are left to the slow run."""
     monkeypatch.chdir(ROOT)
     failed, tried = doctest.testfile(
         str(chapter), module_relative=False, verbose=False,
