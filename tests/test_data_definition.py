@@ -18,7 +18,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -30,8 +29,6 @@ from arpg_mini.data import builtin, colours, folders, ids
 from arpg_mini.run import checkpoint, describe, prepare, processes
 from arpg_mini.tokenizer import to_device
 from tests.strategies import for_all
-
-pytestmark = pytest.mark.equivalence
 
 CPU = torch.device("cpu")
 WIDE = TokenizerConfig(channels=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1,

@@ -12,7 +12,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,8 +27,6 @@ from arpg_mini.run.drawing import Drawer
 from arpg_mini.run.request import settle
 from tests.helpers import tiny_model
 from tests.strategies import for_all
-
-pytestmark = pytest.mark.equivalence
 
 CPU, GRID, NAMES = torch.device("cpu"), (3, 4), ["a", "b", "c"]
 SMALL = dict(grid=GRID, dim=16, heads=2, content_layers=1, query_layers=1, ffn_hidden=8)

@@ -13,7 +13,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,9 +26,6 @@ from tests.helpers import tiny_model
 from tests.strategies import for_all
 from tests.test_data_definition import CPU, WIDE, noise, numbers, refusal, same
 from tests.test_run_definition import Colours, default
-
-pytestmark = pytest.mark.equivalence
-
 
 # Pictures out.
 

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,8 +34,6 @@ from tests.strategies import for_all
 from tests.test_data_definition import CPU, noise
 from tests.test_files_definition import TOKENS
 from tests.test_run_definition import TOKENIZER, Run, default
-
-pytestmark = pytest.mark.equivalence
 
 Claims = dict[str, bool]                        # what a flag's help says -> whether it is so
 

@@ -33,8 +33,6 @@ from tests.mutants.places import KINDS, mutations
 from tests.mutants.reach import PROCESS
 from tests.mutants.rooms import ROOMS
 
-pytestmark = pytest.mark.equivalence
-
 ALL = sum(ROOMS.values(), [])
 MODULES = (test_equivalence, test_attention, test_sampling, test_invariants, test_orders,
            test_exact, test_training_definition, test_run_definition, test_data_definition,
@@ -43,10 +41,11 @@ MODULES = (test_equivalence, test_attention, test_sampling, test_invariants, tes
 
 def cases() -> Iterator:
     """All mutants. Those of slower rooms run in the slow run, and one in sixteen in every run."""
+    fast, slow = [pytest.mark.equivalence], [pytest.mark.slow]
     for room, mutants in ROOMS.items():
         quick = room in ("model and decoding", "exact decoding")
         for i, mutant in enumerate(mutants):
-            marks = [] if quick or i % 16 == 0 else [pytest.mark.slow]
+            marks = fast if quick else slow if i % 16 else []
             yield pytest.param(mutant, id=mutant.name.replace(" ", "-"), marks=marks)
 
 

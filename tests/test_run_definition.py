@@ -39,8 +39,6 @@ from tests.strategies import for_all
 from tests.test_training_definition import SMALL, agree, noise
 from tests.training_definition import train_by_hand, validate_by_hand
 
-pytestmark = pytest.mark.equivalence
-
 TOKENIZER = dict(channels=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1,
                  latent_channels=4, codebook_size=11, code_dim=3, local_encoder=True)
 ONE_A_STEP, SAVING = 1.0, 100.0              # seconds that a step and a validation take

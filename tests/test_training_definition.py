@@ -7,7 +7,6 @@ import copy
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -22,8 +21,6 @@ from tests.training_definition import (
     train_tokenizer_by_hand,
     validate_by_hand,
 )
-
-pytestmark = pytest.mark.equivalence
 
 SMALL = dict(grid=(2, 3), dim=8, heads=1, content_layers=1, query_layers=1, ffn_hidden=8)
 

@@ -362,7 +362,7 @@ DATA = [
         ("top-k", "top_k=options.top_k", "top_k=0"), ("top-p", "top_p=options.top_p", "top_p=1.0"),
         ("within-step", "within_step=options.within_step", 'within_step="block"'),
         ("order", "order=options.order", 'order="random"'),
-        ("schedule", "schedule=options.schedule,", 'schedule="arccos",'),
+        ("schedule", 'schedule=options.schedule or "arccos"', 'schedule="arccos"'),
         ("guidance", "usual if options.guidance is None else options.guidance", "usual"),
         ("guidance-schedule", "options.guidance_schedule or schedule", "schedule"),
         ("weights", "load_model(file, options.weights)", "load_model(file)"),

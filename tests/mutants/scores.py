@@ -278,7 +278,7 @@ SCORES = [
     Mutant("--within-step ignored by the command", A_DRAW,
            (*LOAD, "within_step=options.within_step", 'within_step="block"')),
     Mutant("--schedule ignored by the command", A_DRAW,
-           (*LOAD, "schedule=options.schedule,\n", 'schedule="arccos",\n')),
+           (*LOAD, 'schedule=options.schedule or "arccos",\n', 'schedule="arccos",\n')),
     Mutant("--guidance 0 or 1 is the run's", A_DRAW,
            (*LOAD, "usual if options.guidance is None", "usual if options.guidance in (None, 1)")),
     Mutant("--top-k ignored by the command", A_DRAW, (*LOAD, "top_k=options.top_k", "top_k=0")),
