@@ -1,11 +1,11 @@
-"""The optimizer, the learning rate, the running average, and the two training loops.
+"""The optimizer, the learning rate, the running average, and the training loop.
 
 The one idea: no hidden random state. Every random number is a function of (seed, purpose, step or
 epoch). So a run continues from step s exactly as if it had never stopped, and only weights and
 optimizer need to be saved. Orders and class drops are drawn for the whole batch, and each process
 takes its rows of them. So several processes train as one does (only dropout differs).
 
-The loops are generators: they yield after every step, and the caller saves, logs and stops.
+The loop is a generator: it yields after every step, and the caller saves, logs and stops.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 
 from .config import TrainConfig
 from .model import ARPG
-from .tokenizer import VQTokenizer, to_device
 
 Control = Callable[[Tensor], Tensor]
 
@@ -98,40 +97,6 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     for pair in zip(average.parameters(), model.parameters()):
         a, p = (t.to_local() if isinstance(t, DTensor) else t for t in pair)
         a.lerp_(p, 1 - d)
-
-
-def train_tokenizer(tokenizer: VQTokenizer, pictures, config: TrainConfig, seed: int,
-                    optimizer: torch.optim.Optimizer,
-                    start: int = 0) -> Iterator[dict[str, Tensor]]:
-    """Yield the losses after each step from `start` to the last.
-
-    pictures: a source of `arpg_mini.data`. The first quarter of the steps trains a plain
-    autoencoder. Then the codebook is fitted to its features and used. Unused rows are revived until
-    four fifths of the steps are done.
-    """
-    device = next(tokenizer.parameters()).device
-    steps, warm = config.tokenizer_steps, config.tokenizer_steps // 4
-    tokenizer.train()
-    for step in range(start, steps):
-        codes = torch.Generator().manual_seed(int(generator(seed, CODES, step).integers(2**62)))
-        _, images = pictures.load(
-            visits(seed, PICTURES, step, config.tokenizer_batch_size, len(pictures)))
-        if step == warm:
-            _, sample = pictures.load(
-                generator(seed, PICTURES, 2**32).integers(len(pictures), size=1000))
-            with torch.no_grad():
-                features = torch.cat([
-                    tokenizer.features(to_device(sample[i:i + 50], device)).flatten(0, 2)
-                    for i in range(0, len(sample), 50)])
-            tokenizer.codebook.fit(features, codes)
-        _, losses, features, ids = tokenizer(to_device(images, device), quantize=step >= warm)
-        used = losses if step >= warm else {"reconstruction": losses["reconstruction"]}
-        sum(used.values()).backward()
-        optimizer_step(optimizer, tokenizer,
-                       learning_rate(step, steps, config, config.tokenizer_lr), config.grad_clip)
-        if warm <= step < 0.8 * steps:
-            tokenizer.codebook.revive(features, ids, config.tokenizer_patience, codes)
-        yield losses
 
 
 def draw_batch(ids, config: TrainConfig, null_label: int, class_dropout: float, seed: int,

@@ -20,12 +20,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from arpg_mini import attention, decoding
-from arpg_mini.config import ModelConfig, Preset, TrainConfig, presets
+from arpg_mini.config import ModelConfig, TrainConfig
 from arpg_mini.decoding import decode_steps
 from arpg_mini.measure import bench, bench_decode, timing
 from arpg_mini.measure.raster import Raster, raster_steps
 from arpg_mini.orders import step_sizes
 from arpg_mini.run import plan
+from arpg_mini.run.presets import Preset, presets
 from tests.definition import attend, norm, turn
 from tests.helpers import code_of, tiny_model
 from tests.strategies import for_all

@@ -17,14 +17,14 @@ import torch
 from hypothesis import strategies as st
 
 from arpg_mini import ARPG, ModelConfig, VQTokenizer
-from arpg_mini.config import presets
 from arpg_mini.control import edges
 from arpg_mini.data import shapes
 from arpg_mini.data.builtin import COLOURS, GROUNDS, SHAPES
 from arpg_mini.measure import edit_scores
 from arpg_mini.measure.judge import shapes_scores
 from arpg_mini.run import checkpoint
-from arpg_mini.training import to_device
+from arpg_mini.run.presets import presets
+from arpg_mini.tokenizer import to_device
 from tests.helpers import code_of
 from tests.strategies import for_all
 from tests.test_evaluation import coherent_by_hand, paintings, palette_by_hand, told

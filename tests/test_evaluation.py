@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from arpg_mini import training
-from arpg_mini.config import FIXED_ORDERS, presets
+from arpg_mini.config import FIXED_ORDERS
 from arpg_mini.data import builtin as data
 from arpg_mini.measure import evaluation
 from arpg_mini.measure import judge as judging
 from arpg_mini.orders import named_order
+from arpg_mini.run import tokenizing
+from arpg_mini.run.presets import presets
 from arpg_mini.tokenizer import VQTokenizer
 from tests.helpers import FakeIds, code_of, tiny_model
 from tests.strategies import for_all, short
@@ -95,7 +97,7 @@ def test_the_default_tokenizer_keeps_class_and_colour(judge):
     tokenizer = VQTokenizer(preset.tokenizer)
     optimizer = training.make_optimizer(tokenizer, 0.0, preset.train.betas)
     pictures = data.shapes_pictures(10_000, 0)
-    for _ in training.train_tokenizer(tokenizer, pictures, preset.train, 0, optimizer):
+    for _ in tokenizing.train_tokenizer(tokenizer, pictures, preset.train, 0, optimizer):
         pass
     scores = judging.tokenizer_scores(tokenizer.eval(), *data.shapes(2000, seed=1), judge)
     assert scores["codebook in use"] >= 0.75 and scores["PSNR"] > 22

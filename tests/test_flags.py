@@ -24,11 +24,11 @@ from PIL import Image
 import sample_mini
 import train_mini
 from arpg_mini import ARPG, UserError, VQTokenizer
-from arpg_mini.config import presets
 from arpg_mini.data import images
 from arpg_mini.measure import bench, bench_decode, edit_scores, evaluation
 from arpg_mini.run import checkpoint, describe, drawing, export, prepare, processes, replay, request
 from arpg_mini.run import train as loop
+from arpg_mini.run.presets import presets
 from tests.helpers import code_of, tiny_model
 from tests.strategies import for_all
 from tests.test_data_definition import CPU, noise

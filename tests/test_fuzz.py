@@ -35,7 +35,7 @@ from PIL import Image
 import sample_mini
 import train_mini
 from arpg_mini import ModelConfig, TokenizerConfig, UserError, VQTokenizer, pretrained, training
-from arpg_mini.config import TrainConfig, presets
+from arpg_mini.config import TrainConfig
 from arpg_mini.data import builtin, folders, ids, images
 from arpg_mini.measure import bench, bench_decode, edit_scores, evaluation, judge, timing
 from arpg_mini.run import (
@@ -49,6 +49,7 @@ from arpg_mini.run import (
     retouch,
     saving,
 )
+from arpg_mini.run.presets import presets
 from tests.helpers import ROOT, code_of, tiny_model
 
 CPU, SECONDS, MORE_BYTES, MOST_BYTES = torch.device("cpu"), 60, 300e6, 8 * 2**30

@@ -8,9 +8,9 @@ import torch
 
 from arpg_mini import ARPG, ModelConfig
 from arpg_mini.attention import Linear, RMSNorm, rotary_table, rotate
-from arpg_mini.config import presets
 from arpg_mini.decoding import decode
 from arpg_mini.orders import random_orders
+from arpg_mini.run.presets import presets
 from tests.helpers import tiny_model
 
 

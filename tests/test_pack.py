@@ -10,6 +10,7 @@ from arpg_mini import training
 from arpg_mini.data import shapes
 from arpg_mini.data.builtin import SHAPES
 from arpg_mini.run import checkpoint
+from arpg_mini.tokenizer import to_device
 from tests.helpers import ROOT, weights
 from tutorial.pack import halved, main
 
@@ -28,7 +29,7 @@ def test_the_packed_model_is_small_and_as_good_as_its_recipe_says():
     class HeldOut:
         """The input of `validation_loss`: the pictures that the run itself held out."""
         def __init__(self, images, labels):
-            pictures = training.to_device(images, torch.device("cpu"))
+            pictures = to_device(images, torch.device("cpu"))
             self.ids = tokenizer.encode(pictures).flatten(1)[:, None].numpy()
             self.labels = labels
 

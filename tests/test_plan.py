@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from arpg_mini import ARPG, ModelConfig
-from arpg_mini.config import presets
 from arpg_mini.measure import bench
 from arpg_mini.measure.timing import in_a_process
 from arpg_mini.run import plan
+from arpg_mini.run.presets import presets
 from tests.helpers import ROOT
 
 SIZES = [dict(dim=64, heads=4, content_layers=3, query_layers=2, vocab_size=100, num_classes=5,

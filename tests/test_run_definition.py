@@ -32,7 +32,7 @@ from arpg_mini.control import edges
 from arpg_mini.data import images
 from arpg_mini.data.builtin import Pictures
 from arpg_mini.decoding import decode
-from arpg_mini.run import checkpoint, prepare, processes
+from arpg_mini.run import checkpoint, prepare, processes, tokenizing
 from arpg_mini.run import train as loop
 from tests.helpers import FakeIds, tiny_model
 from tests.strategies import for_all
@@ -405,7 +405,7 @@ def test_a_runs_tokenizer_is_trained_to_the_end(steps, stop, save_every):
     pictures, device = Pictures(noise(20), np.zeros(20), ["all"], ""), torch.device("cpu")
     torch.manual_seed(4)
     right = VQTokenizer(TokenizerConfig(**TOKENIZER))
-    for _ in training.train_tokenizer(right, pictures, config, 4,
+    for _ in tokenizing.train_tokenizer(right, pictures, config, 4,
                                       training.make_optimizer(right, 0.0, config.betas)):
         pass
     signal, load, seen = processes.Stop(()), pictures.load, []

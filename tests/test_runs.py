@@ -78,7 +78,7 @@ def test_compiled_blocks_train_the_same(finished, pictures, tmp_path):
     """Broken if compiled blocks fail with one of the options that can be combined with them."""
     out, _ = finished
     train(tmp_path / "x", "--data", pictures, "--side", 16, *TINY, "--compile", "--gpus", 2,
-          "--shard", "--recompute", "--tokenizer", out / "tokenizer.pt")
+          "--shard", "--recompute", "--tokenizer", out / "tokenizer.pt", alone=True)
     assert np.abs(curve(out) - curve(tmp_path / "x")).max() < 1e-4
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from arpg_mini import TokenizerConfig, VQTokenizer, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data.builtin import Pictures
+from arpg_mini.run import tokenizing
 from arpg_mini.tokenizer import Codebook, to_device
 from tests.helpers import FakeIds, tiny_model
 from tests.strategies import for_all, seeds, short
@@ -158,9 +159,9 @@ def test_the_tokenizers_steps_are_their_definition(steps, batch, patience, clip,
     expected = train_tokenizer_by_hand(copy.deepcopy(tokenizer), images, config, seed)
     optimizer = training.make_optimizer(tokenizer.eval(), 0.0, config.betas)
     pictures, done = Pictures(images, np.zeros(30), ["all"], ""), 0
-    with patch.object(training, "to_device", float64_pixels):
-        for got, right in zip(training.train_tokenizer(tokenizer, pictures, config, seed,
-                                                       optimizer), expected):
+    with patch.object(tokenizing, "to_device", float64_pixels):
+        for got, right in zip(tokenizing.train_tokenizer(tokenizer, pictures, config, seed,
+                                                         optimizer), expected):
             got = got | {"weights": dict(tokenizer.named_parameters())}
             agree(f"step {done} of {steps}", got, right, 1e-6)
             done += 1

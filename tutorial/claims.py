@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from arpg_mini import ARPG, UserError, VQTokenizer, decode, training
 from arpg_mini.attention import Cache, Linear, append, rotate
-from arpg_mini.config import ModelConfig, presets
+from arpg_mini.config import ModelConfig
 from arpg_mini.data.builtin import shapes, shapes_pictures
 from arpg_mini.data.files import write_whole
 from arpg_mini.data.ids import Ids
@@ -36,8 +36,9 @@ from arpg_mini.data.images import to_uint8
 from arpg_mini.measure.evaluation import bits_per_token
 from arpg_mini.measure.judge import shapes_scores, train_classifier
 from arpg_mini.orders import named_order
-from arpg_mini.run import checkpoint
+from arpg_mini.run import checkpoint, tokenizing
 from arpg_mini.run.command import Parser, exit_code
+from arpg_mini.run.presets import presets
 
 SEEDS = 0, 1, 2
 RESULTS = Path(__file__).parent / "results.json"
@@ -103,7 +104,7 @@ class Encoded(Ids):
     """Pictures as ids in memory. (`Ids` reads them from files.)"""
 
     def __init__(self, tokenizer: VQTokenizer, images: np.ndarray, labels: np.ndarray):
-        batches = training.to_device(images, torch.device("cpu")).split(250)
+        batches = tokenizing.to_device(images, torch.device("cpu")).split(250)
         ids = torch.cat([tokenizer.encode(batch).flatten(1) for batch in batches])
         self.ids, self.labels = ids[:, None].numpy().astype(np.uint16), labels
 
@@ -135,7 +136,7 @@ class Bench:
     @cached_property
     def tokenizer(self) -> VQTokenizer:
         def make(tokenizer):
-            self.train("tokenizer", training.train_tokenizer, tokenizer, shapes_pictures(
+            self.train("tokenizer", tokenizing.train_tokenizer, tokenizer, shapes_pictures(
                 self.size.pictures, 0), self.config, 0, steps=self.config.tokenizer_steps)
             return tokenizer
         torch.manual_seed(0)

@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional as F
 
 from .. import UserError, training
-from ..config import Preset, presets
 from ..model import ARPG
 from ..run import plan
 from ..run.command import DEVICE, PRECISION, Parser, exit_code, number
 from ..run.drawing import check_settings
+from ..run.presets import Preset, presets
 from ..run.processes import pick_device
 from . import bench_decode
 from .bench_decode import BASELINES, SWEEPS

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import UserError
-from ..config import VIEWS, ModelConfig, Preset, TokenizerConfig, TrainConfig, presets
+from ..config import VIEWS, ModelConfig, TokenizerConfig, TrainConfig
 from ..data.files import regular
 from .command import DEVICE, PRECISION, Parser, launcher, number
+from .presets import Preset, presets
 
 COUNT = number(int, 1)
 FLAGS = {

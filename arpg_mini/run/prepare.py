@@ -35,7 +35,7 @@ from ..data.ids import (
     verified,
 )
 from ..tokenizer import VQTokenizer, to_device
-from . import checkpoint, processes
+from . import checkpoint, processes, tokenizing
 
 try:
     import fcntl
@@ -105,8 +105,8 @@ def train_tokenizer(run: dict, options, pictures: builtin.Pictures,
     optimizer = training.make_optimizer(tokenizer, 0.0, config.betas)
     if state:
         optimizer.load_state_dict(state)
-    bar = tqdm(training.train_tokenizer(tokenizer, pictures, config, run["seed"], optimizer, start),
-               "tokenizer", config.tokenizer_steps, initial=start, unit="step")
+    steps = tokenizing.train_tokenizer(tokenizer, pictures, config, run["seed"], optimizer, start)
+    bar = tqdm(steps, "tokenizer", config.tokenizer_steps, initial=start, unit="step")
     save_every = options.save_every or max(1, config.tokenizer_steps // 10)
     for step, losses in enumerate(bar, start + 1):
         if step % 20 == 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from arpg_mini import ARPG, VQTokenizer
-from arpg_mini.config import TokenizerConfig, presets
+from arpg_mini.config import TokenizerConfig
 from arpg_mini.decoding import decode
 from arpg_mini.pretrained import (
     arpg_names,
@@ -24,6 +24,7 @@ from arpg_mini.pretrained import (
     tokenizer_names,
 )
 from arpg_mini.run.drawing import best_guidance
+from arpg_mini.run.presets import presets
 from tests.golden.recipe import tensor
 
 

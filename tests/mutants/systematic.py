@@ -41,19 +41,20 @@ from tests.mutants.reach import PROCESS
 # Not here, even for "all": tests of texts and exercises, and test_mutants.py, whose edits must fit
 # the package's source.
 RELATED = {
-    "attention": "attention model decoding equivalence invariants golden",
+    "attention": "attention model decoding exact equivalence invariants golden",
     "config": "model tokenizer training sampling evaluation plan commands flags",
     "control": "control equivalence",
     "data": "data ids files data_definition files_definition odd_pictures odd_folders",
-    "decoding": "decoding equivalence sampling invariants replay golden",
+    "decoding": "decoding exact equivalence sampling invariants replay golden",
     "editing": "editing control equivalence edit_scores",
+    "exact": "exact",
     "measure": "bench evaluation edit_scores plan",
     "model": "model attention equivalence invariants control golden training",
-    "orders": "decoding golden sampling equivalence invariants",
+    "orders": "orders decoding golden sampling equivalence invariants",
     "pretrained": "pretrained golden",
-    "run": "runs commands files plan pretrained replay training run_definition flags "
-           "drawing_definition odd_folders",
-    "sampling": "sampling decoding equivalence invariants golden",
+    "run": "runs commands files plan pretrained replay training training_definition "
+           "run_definition flags drawing_definition odd_folders",
+    "sampling": "sampling exact decoding equivalence invariants golden",
     "tokenizer": "tokenizer training training_definition golden pretrained",
     "training": "training training_definition invariants control"}
 

@@ -1,7 +1,7 @@
 """The mistakes in training: steps, the tokenizer, runs and what they save, several processes."""
 
 from arpg_mini import training
-from arpg_mini.run import checkpoint, prepare, processes, saving
+from arpg_mini.run import checkpoint, prepare, processes, saving, tokenizing
 from arpg_mini.run import train as loop
 from arpg_mini.tokenizer import Codebook, VQTokenizer
 from tests import test_run_definition as runs
@@ -11,7 +11,7 @@ from tests.mutants import Mutant
 BATCH, VISITS, RATE = (training, "draw_batch"), (training, "visits"), (training, "learning_rate")
 STEP, AVERAGE, TRAIN = ((training, name) for name in (
     "optimizer_step", "update_average", "train_arpg"))
-TOKENIZER, VALIDATION = (training, "train_tokenizer"), (training, "validation_loss")
+TOKENIZER, VALIDATION = (tokenizing, "train_tokenizer"), (training, "validation_loss")
 FIT, REVIVE, FORWARD = (Codebook, "fit"), (Codebook, "revive"), (VQTokenizer, "forward")
 LOOP, SAVE, LOAD = (loop, "train"), (saving.Saver, "save"), (saving.Saver, "load")
 SHEET = saving, "sheet"

@@ -8,18 +8,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from arpg_mini import VQTokenizer
-from arpg_mini.config import presets
 from arpg_mini.data import shapes
 from arpg_mini.data.builtin import shapes_pictures
-from arpg_mini.tokenizer import Codebook
-from arpg_mini.training import (
-    learning_rate,
-    make_optimizer,
-    optimizer_step,
-    to_device,
-    train_tokenizer,
-    visits,
-)
+from arpg_mini.run.presets import presets
+from arpg_mini.run.tokenizing import train_tokenizer
+from arpg_mini.tokenizer import Codebook, to_device
+from arpg_mini.training import learning_rate, make_optimizer, optimizer_step, visits
 from tutorial.figures import GOOD, INK, PALE, WHAT, WHERE, arrow, canvas, label, plot
 
 PICTURE, SIZES = 7, (2, 6, 16, 48, 256)    # the picture shown; codebook sizes

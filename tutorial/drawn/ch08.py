@@ -3,8 +3,8 @@
 import torch
 from PIL import Image
 
-from arpg_mini.config import presets
 from arpg_mini.run.plan import memory
+from arpg_mini.run.presets import presets
 from tutorial.figures import BAD, GOOD, INK, PALE, WHAT, WHERE, canvas, label
 
 HUES = (WHAT, "#7fb0df", WHERE, "#e8b08f", GOOD, "#9bc9a8", "#7a3e9d", BAD)

@@ -15,7 +15,7 @@ from arpg_mini.decoding import decode, decode_steps
 from arpg_mini.editing import edit_class, inpaint
 from arpg_mini.orders import step_sizes
 from arpg_mini.run import checkpoint
-from arpg_mini.training import to_device
+from arpg_mini.tokenizer import to_device
 from tutorial.figures import canvas, label
 
 FOLDER = Path(__file__).parents[1] / "shapes"
