@@ -324,3 +324,97 @@ def check_parallel__fewer_steps_change_nothing(decode):
         few, many = (decode(right.lively_model((2, 3)), torch.tensor([1]), [seed], steps=sizes,
                             guidance=1.0) for sizes in ([2, 1, 3], [1] * 6))
         assert torch.equal(few, many)
+
+
+def accept__counts_all(guesses, draws):
+    """right guesses after a wrong one count here"""
+    return (guesses == draws).sum(1)
+
+
+def accept__counts_all_and_the_first(guesses, draws):
+    """right guesses after a wrong one count here"""
+    return 1 + (guesses == draws)[:, :-1].sum(1)
+
+
+def accept__not_the_draw_after_them(guesses, draws):
+    """the draw after the last right guess is missing"""
+    return (guesses == draws).long().cumprod(1).sum(1)
+
+
+def accept__the_last_guess_counts(guesses, draws):
+    """more draws are final than were made"""
+    return 1 + (guesses == draws).long().cumprod(1).sum(1)
+
+
+def accept__shifted(guesses, draws):
+    """the guess of each rank with the draw of the same rank"""
+    return 1 + (guesses[:, 1:] == draws[:, :-1]).long().cumprod(1).sum(1)
+
+
+def accept__in_lockstep(guesses, draws):
+    """samples must not wait for each other"""
+    few = right.accept(guesses, draws).min()
+    return few.expand(len(draws))
+
+
+def accept__one_number(guesses, draws):
+    """one count for each sample"""
+    return right.accept(guesses, draws)[0]
+
+
+def accept__a_mask(guesses, draws):
+    """one count for each sample"""
+    return torch.arange(draws.shape[1]) < right.accept(guesses, draws)[:, None]
+
+
+def exact_everywhere(decode_exact, windows=(1, 2, 3, 8), guidances=(1.0, 8.0), batch=3,
+                     schedule="linear", passes=True):
+    """The property, over the given cases. Each wrong answer leaves some cases out."""
+    model = right.lively_model((2, 3))
+    for window in windows:
+        for guidance in guidances:
+            for seed in range(6):
+                how = dict(guidance=guidance, guidance_schedule=schedule, temperature=0.5)
+                labels, seeds = torch.arange(batch) % 3, range(seed, seed + batch)
+                ids, took = decode_exact(model, labels, seeds, window=window, **how)
+                assert torch.equal(ids, decode_sequential(model, labels, seeds, steps=6, **how))
+                if passes:
+                    assert 1 <= took.min() and took.max() <= 6
+                    assert window > 1 or (took == 6).all()
+
+
+def check_exact__window_1(decode_exact):
+    """takes every draw of a window for final"""
+    exact_everywhere(decode_exact, windows=[1])
+
+
+def check_exact__one_sample(decode_exact):
+    """takes as many draws of every sample for final as of the fastest"""
+    exact_everywhere(decode_exact, batch=1)
+
+
+def check_exact__no_guidance(decode_exact):
+    """guides all ranks of a pass as if they were its first"""
+    exact_everywhere(decode_exact, guidances=[1.0])
+
+
+def check_exact__constant_guidance(decode_exact):
+    """guides all ranks of a pass as if they were its first"""
+    exact_everywhere(decode_exact, schedule="constant")
+
+
+def check_exact__ids_only(decode_exact):
+    """asks for all ranks whatever the window is"""
+    exact_everywhere(decode_exact, passes=False)
+
+
+def check_exact__large_windows(decode_exact):
+    """asks for all ranks whatever the window is"""
+    exact_everywhere(decode_exact, windows=[3, 8])
+
+
+def check_exact__always_fewer(decode_exact):
+    """the property asks for more than is true"""
+    for seed in range(6):
+        _, took = decode_exact(right.lively_model((2, 3)), torch.tensor([0]), [seed], window=6)
+        assert took.max() < 6

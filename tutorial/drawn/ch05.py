@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from arpg_mini import ARPG, ModelConfig, decoding
 from arpg_mini.attention import Cache
-from arpg_mini.config import SCHEDULES
+from arpg_mini.config import PARALLEL_ORDERS, SCHEDULES
 from arpg_mini.decoding import decode_steps
 from arpg_mini.orders import named_order, random_orders, step_sizes
 from tutorial.drawn import real
@@ -67,6 +67,18 @@ def arrival() -> Image.Image:
     return image
 
 
+def together() -> Image.Image:
+    """6×6 positions in 8 steps, in the orders made for parallel steps, coloured by step."""
+    grid, steps, size = (6, 6), 8, 29
+    image, draw = canvas(760, 216)
+    for i, name in enumerate(PARALLEL_ORDERS):
+        when, _ = decoded(grid, steps, orders=name)
+        label(draw, (16 + i * 186, 8), name, 16)
+        cells(draw, (16 + i * 186, 32), colours_of(steps)[when - 1], size,
+              when.astype(str).tolist())
+    return image
+
+
 def cache() -> Image.Image:
     """4×4 positions in 4 steps: the filled slots when a step asks, and the step that wrote each."""
     grid, steps, seed, size = (4, 4), 4, 2, 36
@@ -113,5 +125,5 @@ def sizes() -> Image.Image:
     return image
 
 
-FIGURES = {"ch05_arrival": arrival, "ch05_cache": cache, "ch05_sizes": sizes,
-           "ch05_arriving": real.arriving}
+FIGURES = {"ch05_arrival": arrival, "ch05_together": together, "ch05_cache": cache,
+           "ch05_sizes": sizes, "ch05_arriving": real.arriving}

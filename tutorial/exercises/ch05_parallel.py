@@ -101,3 +101,43 @@ def check_parallel(decode) -> None:
     """
     raise NotImplementedError("check_parallel: assert that decode(...) equals decode_sequential("
                               "...) for many orders, groupings and batches")
+
+
+def accept(guesses: Tensor, draws: Tensor) -> Tensor:
+    """How many draws of a pass of exact decoding are final?
+
+    guesses: (B, W) int64, by rank: the ids that the pass read; -1 where there was no guess yet.
+    draws: (B, W) int64, by rank: the ids that the pass drew. All ranks before these W are final.
+    The query of a rank saw the guesses of the ranks before it, and not its own guess.
+    Returns (B,) int64, 1 to W for each sample: so many draws are final, from the first on.
+
+    Example: guesses 4, 7, 2, 9 and draws 4, 7, 5, 9 give 3. The first query saw only final tokens.
+    The second saw the guess 4, and the third 4 and 7: the ids that were drawn. The fourth saw 2,
+    but 5 was drawn. So its draw is not final, although it equals its guess.
+
+    Minutes: 15
+    """
+    raise NotImplementedError("accept: count the guesses before the first wrong one; the draw that "
+                              "follows them is final, too")
+
+
+def check_exact(decode_exact) -> None:
+    """Assert that exact decoding draws the ids of one token a step, in few enough passes.
+
+    decode_exact: takes the arguments of `arpg_mini.exact.decode_exact`, that is,
+    decode_exact(model, labels, seeds, window=..., guidance=..., guidance_schedule=...,
+    temperature=...), and returns (B, N) raster ids and (B,) the passes that each sample took. The
+    definition of the ids is `arpg_mini.decoding.decode_sequential` with the same settings and
+    steps=N. A sample takes 1 to N passes, and exactly N if the window is 1.
+
+    Raises AssertionError if `decode_exact` is broken, and nothing if it is right. Broken decoders
+    are wrong only in some cases: for some windows, batches, or kinds of guidance.
+    `lively_model(grid)` gives a model; with a temperature below 1 more of its guesses are right.
+
+    Example: check_exact(arpg_mini.exact.decode_exact) raises nothing. check_exact of a function
+    that returns the ids of `decode` in 4 steps raises AssertionError.
+
+    Minutes: 30
+    """
+    raise NotImplementedError("check_exact: assert that the ids equal those of decode_sequential "
+                              "with steps=N, and what must hold for the passes")

@@ -6,7 +6,7 @@ import torch
 
 from arpg_mini.attention import Cache, rotary_table, rotate
 from arpg_mini.decoding import make_plan
-from arpg_mini.sampling import Settings, sample
+from arpg_mini.sampling import Settings, guide, sample
 from tutorial.exercises.grading import attempt, expect, fail, judge
 
 CHAPTER = "ch05_parallel"
@@ -323,3 +323,97 @@ BROKEN = {
 def test_check_parallel(answers):
     judge("check_parallel", answers("check_parallel"), decoder("none"),
           ((what, decoder(flaw)) for what, flaw in BROKEN.items()))
+
+
+def slow_accept(guesses: list[int], draws: list[int]) -> int:
+    final = 1
+    while final < len(draws) and guesses[final - 1] == draws[final - 1]:
+        final += 1
+    return final
+
+
+def test_accept(answers):
+    accept, cases = answers("accept"), [([[4, 7, 2, 9]], [[4, 7, 5, 9]])]
+    g = torch.Generator().manual_seed(6)
+    for batch, window in ((1, 5), (4, 6), (3, 1), (6, 2), (5, 9)):
+        guesses = torch.randint(3, (batch, window), generator=g)
+        wrong = torch.rand(batch, window, generator=g) < 0.25
+        draws = torch.where(wrong, (guesses + 1) % 3, guesses)
+        guesses[0, window // 2:] = -1                           # a row whose guesses end early
+        draws[-1] = guesses[-1]                                 # a row whose guesses are all right
+        cases.append((guesses.tolist(), draws.abs().tolist()))
+    for guesses, draws in cases:
+        call = f"accept({guesses}, {draws})"
+        a, b = torch.tensor(guesses), torch.tensor(draws)
+        got = attempt(call, lambda: accept(a, b))
+        right = torch.tensor([slow_accept(*row) for row in zip(guesses, draws)])
+        equal = a == b
+        if not (isinstance(got, torch.Tensor) and got.shape == right.shape
+                and got.dtype == torch.int64):
+            usually = "there must be one count for each sample: an int64 tensor of shape (B,)"
+        elif torch.equal(got, equal.sum(1)) or torch.equal(got, 1 + equal[:, :-1].sum(1)):
+            usually = ("right guesses after a wrong one count here: their queries saw the wrong "
+                       "one, so these draws are not final")
+        elif torch.equal(got, equal.long().cumprod(1).sum(1)):
+            usually = ("the draw after the last right guess is missing: its query saw only right "
+                       "guesses, so it is final whatever its own guess was")
+        elif got.max() > a.shape[1]:
+            usually = ("more draws are final than were made: no query saw the last guess, so it "
+                       "must not count")
+        elif torch.equal(got, right.min().expand_as(right)):
+            usually = "samples must not wait for each other: each has its own count"
+        else:
+            usually = ("compare the guess of each rank with the draw of the same rank, and count "
+                       "the equal ones before the first that differs, plus one")
+        expect(call, got, right, usually)
+
+
+def guesser(flaw: str):
+    """An exact decoder with one flaw, or none. It has no cache: a pass is a training forward."""
+    @torch.no_grad()
+    def decode_exact(model, labels, seeds, window=16, **settings):
+        how = Settings(steps=None, **settings)
+        plan = make_plan(model, labels, seeds, how)
+        batch, n = plan.orders.shape
+        twice, order, rank = len(plan.labels) // batch, plan.orders, torch.arange(n)
+        noise = plan.noise if flaw == "noise" else plan.noise.gather(1, order)
+        guess, done = torch.zeros_like(order), torch.zeros(batch, 1, dtype=torch.long)
+        passes = torch.full((batch,), -1 if flaw == "count" else 0)
+        while (done < n).any():
+            tokens = torch.zeros_like(order).scatter(1, order, guess).repeat(twice, 1)
+            logits = model.eval()(tokens, plan.labels, order.repeat(twice, 1))
+            share = (0 * rank + done + 1 if flaw == "share" else rank + 1) / n
+            if twice == 2:
+                logits = guide(logits, how.guidance, how.guidance_schedule, share[..., None])
+            here = noise if flaw != "new noise" else (noise + 0.37 * passes[:, None]) % 1
+            drawn = sample(logits, here, 1.0, how)
+            asked = (rank >= done) & ((rank < done + window) | (flaw == "window"))
+            drawn = torch.where(asked, drawn, guess)
+            right = (drawn == guess) & (rank < (n if flaw == "window" else done + window - 1))
+            final = right.sum(1) if flaw == "not first" else right.long().cumprod(1).sum(1)
+            final = 1 + final[:, None] + (flaw == "one more")
+            passes += done[:, 0] < n
+            done = done + window if flaw == "unchecked" else final
+            if flaw == "fastest":
+                done = done.max().expand(batch, 1)
+            guess, done = drawn, done.clamp(max=n)
+        return torch.zeros_like(order).scatter(1, order, guess), passes
+    return decode_exact
+
+
+GUESSES = {
+    "takes every draw of a window for final": "unchecked",
+    "takes one draw too many for final": "one more",
+    "counts right guesses after a wrong one": "not first",
+    "draws new noise in every pass": "new noise",
+    "takes its noise by rank in the order, not by position": "noise",
+    "guides all ranks of a pass as if they were its first": "share",
+    "takes as many draws of every sample for final as of the fastest": "fastest",
+    "asks for all ranks whatever the window is": "window",
+    "counts its passes from 0": "count",
+}
+
+
+def test_check_exact(answers):
+    judge("check_exact", answers("check_exact"), guesser("none"),
+          ((what, guesser(flaw)) for what, flaw in GUESSES.items()))

@@ -82,3 +82,28 @@ def check_parallel(decode) -> None:
         assert torch.equal(got, expected), f"{sizes}, {within_step}: {got} is not {expected}"
 
     parallel_is_sequential()
+
+
+def accept(guesses: Tensor, draws: Tensor) -> Tensor:
+    right = (guesses == draws)[:, :-1]          # no query saw the last guess
+    return 1 + right.long().cumprod(1).sum(1)
+
+
+def check_exact(decode_exact) -> None:
+    @settings(max_examples=30, deadline=None, database=None, derandomize=True,
+              phases=[Phase.generate])
+    @given(grid=st.sampled_from([(2, 3), (1, 7), (4, 2)]), seed=st.integers(0, 2**30),
+           batch=st.integers(1, 3), window=st.integers(1, 9), guidance=st.sampled_from([1.0, 8.0]),
+           schedule=st.sampled_from(["linear", "constant"]),
+           temperature=st.sampled_from([1.0, 0.3]))
+    def exact_is_one_token_a_step(grid, seed, batch, window, guidance, schedule, temperature):
+        n, seeds = grid[0] * grid[1], range(seed, seed + batch)
+        model, labels = lively_model(grid), torch.arange(batch) % 3
+        how = dict(guidance=guidance, guidance_schedule=schedule, temperature=temperature)
+        ids, passes = decode_exact(model, labels, seeds, window=window, **how)
+        expected = decode_sequential(model, labels, seeds, steps=n, **how)
+        assert torch.equal(ids, expected), f"window {window}, {how}: {ids} is not {expected}"
+        assert 1 <= passes.min() and passes.max() <= n, f"{passes} passes for {n} tokens"
+        assert window > 1 or (passes == n).all(), f"{passes} passes of one token each for {n}"
+
+    exact_is_one_token_a_step()
