@@ -8,7 +8,7 @@ from argparse import Namespace
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from io import StringIO
-from itertools import accumulate
+from itertools import accumulate, islice
 from unittest.mock import patch
 
 import numpy as np
@@ -427,6 +427,49 @@ def test_rows_of_decoding_are_their_definition(batch, steps, guidance, baselines
 
 
 @for_all(4, batch=st.lists(st.integers(1, 3), min_size=1, max_size=2, unique=True),
+         windows=st.sampled_from([[1, 4], [3]]), guidance=st.sampled_from([4.0, 1.0]),
+         seed=st.integers(0, 99))
+def test_rows_of_exact_decoding_are_their_definition(batch, windows, guidance, seed):
+    """Seconds of a pass, but for the first two, and their ratio to a step of one token. What is
+    timed are passes with that window, and steps of one token."""
+    options = Namespace(batch_size=batch, windows=windows, guidance=guidance, repeats=3,
+                        preset="small")
+    times, asked = [], []
+
+    def paired(works, repeats, device):
+        times.append(Times(seed + len(times)))
+        for name, work in works.items():
+            asked.append((name, sum((ids >= 0).sum(1).max().item() == i for i, ids in zip(
+                range(1, 9), work.start())) if name == "one token" else len(list(islice(
+                    work.start(), work.steps)))))
+        return times[-1].paired(works, repeats, device)
+
+    exact, calls = bench_decode.exact_steps, []
+
+    def watched(model, labels, seeds, window, **how):
+        calls.append((labels.tolist(), list(seeds), window, how))
+        return exact(model, labels, seeds, window, **how)
+
+    with patch.object(bench_decode, "paired", paired), \
+            patch.object(bench_decode, "exact_steps", watched):
+        rows = iter(bench_decode.bench_exact(Namespace(model=TINY), options, CPU, torch.float32))
+    assert set(asked) == {("one token", 8)} | {(w, 8) for w in windows}, f"{asked}"
+    assert {(str(label), str(s), w, str(how)) for label, s, w, how in calls} == {
+        (str([i % 5 for i in range(b)]), str(list(range(b))), w, str({"guidance": guidance}))
+        for b in batch for w in windows}, f"{calls}"
+    for b, taken in zip(batch, times):
+        one = [sum(x[2:]) / 6 for x in taken.seconds["one token"].tolist()]
+        for name in ["one token", *windows]:
+            each = [sum(x[2:]) / 6 for x in taken.seconds[name].tolist()]
+            ratios = [x / y for x, y in zip(each, one)]
+            same_row(f"{b} images, window {name}", next(rows), {
+                "preset": "small", "batch": b, "window": name, "seconds": median(each),
+                "fastest": min(each), "slowest": max(each), "to_a_step": {
+                    "median": median(ratios), "least": min(ratios), "most": max(ratios)}})
+    assert next(rows, None) is None, "more rows than windows"
+
+
+@for_all(4, batch=st.lists(st.integers(1, 3), min_size=1, max_size=2, unique=True),
          steps=st.sampled_from([5, 3]), guidance=st.sampled_from([4.0, 1.0]), half=st.booleans(),
          repeats=st.integers(1, 4), seed=st.integers(0, 99))
 def test_rows_of_memory_are_their_definition(batch, steps, guidance, half, repeats, seed):
@@ -561,6 +604,12 @@ def cells_by_hand(what: str, r: dict) -> dict[str, str]:
                 "seconds": " ".join(f"{x:.3g}" for x in r["seconds"]), "exponent":
                 f"{r['exponent']:.2f} ({r['least_exponent']:.2f} to {r['most_exponent']:.2f})",
                 "of the FLOPs": f"{r['flops_exponent']:.2f}"}
+    if what == "exact":
+        return {"images": str(r["batch"]), "window": str(r["window"]),
+                "seconds of a pass": f"{r['seconds']:.4f}",
+                "fastest to slowest": f"{r['fastest']:.4f} to {r['slowest']:.4f}",
+                "to a step of one token": "{median:.2f} ({least:.2f} to {most:.2f})".format(
+                    **r["to_a_step"])}
     if what == "memory":
         return {"images": str(r["batch"]), "model": r["model"], "tokens": str(r["tokens"]),
                 "steps": str(r["steps"]), "weights GB": f"{r['weight_bytes'] / 1e9:.2f}",
@@ -588,10 +637,11 @@ def cells_by_hand(what: str, r: dict) -> dict[str, str]:
 
 NUMBERS = {"train": {"seconds", "fastest", "slowest", "images_per_second", "share_of_floor"},
            "decode": {"seconds", "fastest", "slowest", "images_per_second", "share_of_floor"},
-           "memory": {"cache_saved", "saved"},
+           "memory": {"cache_saved", "saved"}, "exact": {"seconds", "fastest", "slowest"},
            "scaling": {"exponent", "least_exponent", "most_exponent", "flops_exponent"}}
 WHOLE = {"train": {"batch", "peak_bytes", "planned_bytes"},
          "decode": {"batch", "steps", "flops", "bytes"}, "scaling": set(),
+         "exact": {"batch", "window"},
          "memory": {"batch", "tokens", "steps", "weight_bytes", "cache_formula", "cache_bytes",
                     "peak_bytes", "least_peak", "most_peak"}}
 
@@ -607,6 +657,8 @@ def test_a_tables_columns_hold_what_their_heads_say(what, count, seed):
                 "estimated": bool(rng.integers(2)), "points": [3, int(rng.integers(99))]}
         if what == "scaling":
             row["seconds"] = rng.random(2).tolist()
+        if what == "exact":
+            row["to_a_step"] = dict(zip(("least", "median", "most"), rng.random(3).tolist()))
         if rng.integers(2):
             row["to_products"] = dict(zip(("least", "median", "most"), rng.random(3).tolist()))
         rows.append(row)
@@ -635,6 +687,10 @@ def test_the_flags_of_a_benchmark_reach_it(kind, flags, as_json, precision):
         given += ["--loss-rows", "77", "--variants", "compile,chunked"]
         right |= dict(loss_rows=77 if flags else None, variants=["compile", "chunked"] if flags
                       else ["chunked", "whole-logits", "recompute"])
+    elif kind == "exact":
+        given += ["--windows", "7,2", "--guidance", "1.5"]
+        right |= dict(windows=[7, 2] if flags else [1, 2, 4, 8, 16, 32, 64],
+                      guidance=1.5 if flags else 4.0)
     else:
         given += ["--steps", "7,2", "--guidance", "1.5"]
         right |= dict(steps=[7, 2] if flags else [9, 4], guidance=1.5 if flags else 4.0)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from arpg_mini import exact
 from arpg_mini.attention import Cache
-from arpg_mini.decoding import decode
+from arpg_mini.decoding import decode, draw_one, make_plan
 from arpg_mini.exact import decode_exact, exact_steps
+from arpg_mini.sampling import Settings
 from tests.helpers import tiny_model
 from tests.strategies import V, decodes, for_all
 
@@ -47,6 +48,39 @@ def test_exact_decoding_draws_the_ids_of_one_token_a_step(case, window, filters,
     for count in passes.tolist():
         assert min(1, unknown) <= count <= unknown, f"{count} passes for {unknown} tokens"
         assert window > 1 or count == unknown, f"{count} passes of one token each for {unknown}"
+
+
+def passes_by_hand(model, plan, how: Settings, b: int, window: int) -> int:
+    """The passes of sample b: no cache, one query at a time, the mask written out."""
+    order, known = plan.orders[b].tolist(), plan.known.tolist()
+    final, guessed, passes = 0, 0, 0            # ranks that are final, and that have a draw
+    while final < len(order):
+        new, asked = {}, range(final, min(final + window, len(order)))
+        for rank in asked:
+            before = order[:min(rank, guessed)]
+            group = torch.tensor([0, *[1] * len(known), *range(2, 2 + len(before))])
+            new[order[rank]] = draw_one(model, plan, how, b, [plan.ids.shape[1], *known, *before],
+                                        group[:, None] >= group, order[rank], rank + 1)
+        same = [int(plan.ids[b, p]) == i for p, i in new.items()]
+        final, guessed, passes = final + 1, asked.stop, passes + 1
+        while final < asked.stop and same[final - 1 - asked.start]:
+            final += 1
+        for position, token in new.items():
+            plan.ids[b, position] = token
+    return passes
+
+
+@for_all(50, case=decodes(), window=windows, filters=filters)
+def test_it_takes_the_passes_of_its_definition(case, window, filters):
+    """Broken if a guess is thrown away, seen too late or made from less than there is."""
+    how = settings(case, filters)
+    ids, passes = decode_exact(case.model, case.labels, case.seeds, window, **how)
+    how = Settings(steps=None, **how)
+    for b, count in enumerate(passes.tolist()):
+        plan = make_plan(case.model, case.labels, case.seeds, how)
+        right = passes_by_hand(case.model, plan, how, b, window)
+        assert count == right, f"sample {b}: {count} passes, by definition {right}"
+        assert torch.equal(plan.ids[b], ids[b]), f"sample {b}: {ids[b]}, not {plan.ids[b]}"
 
 
 @for_all(60, case=decodes(nothing_known=True), window=windows)

@@ -532,6 +532,7 @@ class Measure:
         """What a benchmark gets: sizes, options, device, dtype; and what is printed."""
         modules = {"train": (bench, "bench_train"), "decode": (bench_decode, "bench_decode"),
                    "memory": (bench_decode, "bench_memory"),
+                   "exact": (bench_decode, "bench_exact"),
                    "scaling": (bench_decode, "bench_scaling")}
         with patch.object(*modules[what], return_value=[]) as measure, \
                 patch.object(bench, "print_table"):
@@ -582,7 +583,9 @@ BENCH = {
     "--loss-rows": lambda m: m.option("train", "--loss-rows", 17, 17),
     "--variants": lambda m: m.option("train", "--variants", bench.VARIANTS[3], [bench.VARIANTS[3]]),
     "--steps": lambda m: m.option("decode", "--steps", "3,5", [3, 5]),
-    "--guidance": lambda m: m.option("decode", "--guidance", 7, 7.0),
+    "--guidance": lambda m: m.option("decode", "--guidance", 7, 7.0) | {
+        "of exact": m.bench("exact", "--guidance", 7)[1].guidance == 7},
+    "--windows": lambda m: m.option("exact", "--windows", "3,5", [3, 5]),
     "--baselines": lambda m: m.option("decode", "--baselines", bench.BASELINES[0],
                                       [bench.BASELINES[0]]),
     "--sweeps": lambda m: m.option("scaling", "--sweeps", bench.SWEEPS[0], [bench.SWEEPS[0]])}

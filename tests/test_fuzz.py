@@ -37,7 +37,15 @@ import train_mini
 from arpg_mini import ModelConfig, TokenizerConfig, UserError, VQTokenizer, pretrained, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data import builtin, folders, ids, images
-from arpg_mini.measure import bench, bench_decode, edit_scores, evaluation, judge, timing
+from arpg_mini.measure import (
+    bench,
+    bench_decode,
+    edit_scores,
+    evaluation,
+    judge,
+    parallel,
+    timing,
+)
 from arpg_mini.run import (
     checkpoint,
     describe,
@@ -457,6 +465,7 @@ COMMANDS = {                                    # main, its arguments, its table
              "--out=RUN/x.png", [request.FLAGS]),
     "evaluation": (evaluation.main, "RUN/../npz/real.npz RUN/../npz/real.npz", [evaluation.FLAGS]),
     "edit_scores": (edit_scores.main, "RUN", [edit_scores.FLAGS]),
+    "parallel": (parallel.main, "RUN", [parallel.FLAGS]),
     "export": (export.main, "RUN --arpg=RUN/../arpg.pt", []),
     **{f"bench {kind}": (bench.main, kind, [{"": bench.KINDS[kind][1]}]) for kind in bench.KINDS}}
 
@@ -481,10 +490,12 @@ def run(valid, tmp_path, monkeypatch):
             (drawing, "complete_steps"), (retouch, "complete_steps"), (processes.mp, "spawn"),
             (evaluation, "extract"), (edit_scores, "control inpainting shapes_classifier"),
             (export, "write_whole"), (bench, "bench_train"),
-            (bench_decode, "bench_decode bench_memory bench_scaling")):
+            (bench_decode, "bench_decode bench_memory bench_scaling bench_exact")):
         for name in names.split():
             monkeypatch.setattr(module, name, Mock(side_effect=Begins))
     monkeypatch.setattr(evaluation, "JUDGED", ())           # their judges are trained
+    monkeypatch.setattr(parallel, "Scorer", Mock(side_effect=Begins))
+    monkeypatch.setattr(parallel, "KINDS", Mock(get=lambda _: "shapes"))
     monkeypatch.setattr(edit_scores, "Scorer", Mock(return_value=Mock(model=small())))
     for name in ("load_model", "load_tokenizer"):           # once is enough
         monkeypatch.setattr(checkpoint, name, cache(getattr(checkpoint, name)))

@@ -125,6 +125,10 @@ COLUMNS = {
                "GB": "{bytes_G:.1f}", "of the limit": "{share_of_floor:.0%}",
                "to products": lambda r: "{median:.2f} ({least:.2f} to {most:.2f})".format(
                    **r["to_products"]) if "to_products" in r else ""},
+    "exact": {"images": "{batch}", "window": "{window}", "seconds of a pass": "{seconds:.4f}",
+              "fastest to slowest": "{fastest:.4f} to {slowest:.4f}",
+              "to a step of one token":
+              lambda r: "{median:.2f} ({least:.2f} to {most:.2f})".format(**r["to_a_step"])},
     "memory": {"images": "{batch}", "model": "{model}", "tokens": "{tokens}", "steps": "{steps}",
                "weights GB": "{weight_bytes_G:.2f}",
                "keys, values: formula": "{cache_formula_G:.3f}", "measured": "{cache_bytes_G:.3f}",
@@ -141,6 +145,8 @@ NOTES = {
     "decode": "TFLOP: arithmetic; GB: weights, keys and values read; of the limit: share of the "
               "time that these would take\nat the machine's rates; to products: the time divided by"
               " that of the bare products of a plain implementation",
+    "exact": "a window saves time if its passes make more tokens final, on average, than the last "
+             "column says",
     "memory": "peak: above what the process held with the model; in all: weights and peak",
     "scaling": "exponent: a in seconds ~ size^a, by least squares over the points of a repetition; "
                "then the exponent of the FLOPs"}
@@ -163,8 +169,9 @@ def whole_numbers(text: str) -> list[int]:
 
 
 COUNT = number(int, 1)
+GUIDANCE = "--guidance", float, "1: none (default 4)", 4.0
 STEPS = [("--steps", whole_numbers, "decoding steps, separated by commas (default: a quarter and "
-          "an eighth of the tokens)"), ("--guidance", float, "1: none (default 4)", 4.0)]
+          "an eighth of the tokens)"), GUIDANCE]
 KINDS = {
     "train": ("training steps, with and without what saves time or memory", [
         ("--loss-rows", COUNT, "rows of logits held at once in all but whole-logits (default: the "
@@ -174,6 +181,9 @@ KINDS = {
     "decode": ("images per second, also one token per step and raster order", [
         *STEPS, ("--baselines", words(BASELINES), "what else to measure (default: all of "
                  + ", ".join(BASELINES) + ")", BASELINES)]),
+    "exact": ("passes of exact decoding by window", [
+        ("--windows", whole_numbers, "ranks that a pass asks for (default 1,2,4,8,16,32,64)",
+         [1, 2, 4, 8, 16, 32, 64]), GUIDANCE]),
     "memory": ("of keys and values and of a whole decode, also of raster order", STEPS),
     "scaling": ("how the cost of a decode grows with its sizes", [
         *STEPS, ("--sweeps", words(SWEEPS), "what to vary (default: all of " + ", ".join(SWEEPS)
@@ -199,14 +209,16 @@ def main() -> int:
         device, preset = torch.device(pick_device(options.device)), presets()[options.preset]
         dtype = getattr(torch, options.precision or
                         ("bfloat16" if device.type == "cuda" else "float32"))
-        if options.what != "train":
+        if "steps" in options:
             n = preset.model.grid[0] * preset.model.grid[1]
             options.steps = options.steps or [n // 4, n // 8]
             if max(options.steps) > n:
                 raise UserError(f"--steps {max(options.steps)}: {options.preset} has {n} tokens, "
                                 "and each step takes at least one")
+        if "guidance" in options:
             check_settings(guidance=options.guidance)
         measure = {"train": bench_train, "decode": bench_decode.bench_decode,
+                   "exact": bench_decode.bench_exact,
                    "memory": bench_decode.bench_memory, "scaling": bench_decode.bench_scaling}
         rows = measure[options.what](preset, options, device, dtype)
         if options.json:

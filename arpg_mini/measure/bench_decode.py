@@ -7,6 +7,7 @@ token per step, a raster-order model of the same blocks, and the bare products o
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from unittest.mock import patch
 
 import numpy as np
@@ -18,6 +19,7 @@ from .. import UserError, decoding
 from ..attention import Cache
 from ..config import ModelConfig
 from ..decoding import decode_steps
+from ..exact import exact_steps
 from ..model import ARPG
 from ..orders import step_sizes
 from ..run import plan
@@ -139,6 +141,29 @@ def bench_decode(preset, options, device: torch.device, dtype: torch.dtype) -> l
                 ratios = whole / seconds["products", steps].sum(1)
                 row["to_products"] = dict(zip(("median", "least", "most"), spread(ratios).values()))
             rows.append(row)
+    return rows
+
+
+def bench_exact(preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
+    """One row per batch size and window of exact decoding: seconds of a pass, and how many times
+    those of a step of one token. The first two passes are left out: they have few guesses to
+    encode. A decode that is finished too early is followed by another."""
+    model, n, rows = build(ARPG, preset.model, device, dtype), math.prod(preset.model.grid), []
+    passes = min(12, n)
+    for batch in options.batch_size:
+        one = decode_work(model, batch, n, options.guidance)
+        labels = torch.arange(batch) % preset.model.num_classes
+        works = {"one token": Work(passes, one.start)} | {
+            window: Work(passes, lambda window=window: chain.from_iterable(
+                exact_steps(model, labels, range(batch), window, guidance=options.guidance)
+                for _ in range(passes))) for window in options.windows}
+        seconds = {name: each[:, 2:].mean(1)
+                   for name, each in paired(works, options.repeats, device).items()}
+        for name, each in seconds.items():
+            ratios = each / seconds["one token"]
+            rows.append({"preset": options.preset, "batch": batch, "window": name, **spread(each),
+                         "to_a_step": dict(zip(("median", "least", "most"),
+                                               spread(ratios).values()))})
     return rows
 
 

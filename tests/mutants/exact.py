@@ -8,6 +8,7 @@ STEPS = exact, "exact_steps"
 same = props.test_exact_decoding_draws_the_ids_of_one_token_a_step
 final = props.test_right_guesses_are_final_at_once
 alone = props.test_a_sample_depends_on_no_other_in_ids_and_passes
+count = props.test_it_takes_the_passes_of_its_definition
 
 EXACT = [
     Mutant("a guessed token sees the next one", same,
@@ -32,6 +33,15 @@ EXACT = [
            (*STEPS, "(done + 1 + right)", "(done + 1 + (right - 1).clamp(min=0))")),
     Mutant("right guesses count although one before them was wrong", same,
            (*STEPS, "[:, :-1].long().cumprod(1).sum(1)", "[:, :-1].long().sum(1)")),
+    Mutant("guesses after a wrong one are thrown away", count,
+           (*STEPS, "drawn.scatter_(1, at, new)",
+            "drawn.scatter_(1, at, new.masked_fill(at >= done[:, None], -1))")),
+    Mutant("a first guess sees only what is final", count,
+           (*STEPS, "first(base + at.minimum(filled[:, None]),",
+            "first(base + torch.where(at > filled[:, None], done[:, None], at),")),
+    Mutant("the newest guess is not encoded", count,
+           (*STEPS, "filled = (drawn >= 0).sum(1).clamp(max=unknown - 1)",
+            "filled = ((drawn >= 0).sum(1) - 1).maximum(done).clamp(max=unknown - 1)")),
     Mutant("a guess checked against the next rank's draw", same,
            (*STEPS, "(drawn.gather(1, at) == new)[:, :-1]",
             "(drawn.gather(1, at)[:, 1:] == new[:, :-1])")),

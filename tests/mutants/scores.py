@@ -8,6 +8,7 @@ from arpg_mini.measure import (
     edit_scores,
     evaluation,
     judge,
+    parallel,
     raster,
     timing,
 )
@@ -18,6 +19,7 @@ from tests import test_drawing_definition as drawn
 from tests import test_edit_scores as edited
 from tests import test_editing as edits
 from tests import test_evaluation as scores
+from tests import test_parallel as prices
 from tests.mutants import Mutant
 
 STEPS, WINDOWS, SEED = ((editing, name) for name in (
@@ -56,6 +58,8 @@ NEIGHBOURS = scores.test_precision_and_recall_are_their_slow_definition
 PRINTED, BITS_OF = scores.test_a_comparison_prints_what_it_says, \
     scores.test_bits_per_token_are_their_definition
 BY_STEPS = scores.test_the_table_of_steps_holds_what_its_heads_say
+PASSES, EXACT = (benchmarks.test_rows_of_exact_decoding_are_their_definition,
+                 (bench_decode, "bench_exact"))
 SPREAD = benchmarks.test_times_are_summed_up_by_their_definition
 DECODED = benchmarks.test_rows_of_decoding_are_their_definition
 REMEMBERED = benchmarks.test_rows_of_memory_are_their_definition
@@ -455,7 +459,33 @@ SCORES = [
            (edit_scores, "main", "{score:>9.3f}{baseline:>9.3f}", "{baseline:>9.3f}{score:>9.3f}")),
     Mutant("edited pictures that runs train on", COLUMNS,
            (edit_scores.Scorer, "__init__", "shapes(count, seed=1)", "shapes(count, seed=0)")),
+    # The price of parallel steps.
+    Mutant("every row has the steps of one token", prices.test_rows_are_their_definition,
+           (parallel, "quality", "steps=steps,", "steps=n,")),
+    Mutant("all rows in the first order", prices.test_rows_are_their_definition,
+           (parallel, "quality", "steps=steps,\n                               orders=order",
+            "steps=steps,\n                               orders=options.orders[0]")),
+    Mutant("exact decoding compared with another order", prices.test_rows_are_their_definition,
+           (parallel, "quality", "(ids == alone[order])", "(ids == next(iter(alone.values())))")),
+    Mutant("each part draws the first part's seeds", prices.test_rows_are_their_definition,
+           (parallel, "quality", "decode(model, labels[part], range(part.start, part.stop)",
+            "decode(model, labels[part], range(part.stop - part.start)")),
+    Mutant("a share's error without the number of pictures",
+           prices.test_scores_have_their_standard_errors,
+           (parallel.Scorer, "__call__", "(share, (share * (1 - share) / n) ** 0.5),\n",
+            "(share, (share * (1 - share)) ** 0.5),\n")),
+    Mutant("the same pictures drawn again: no error", prices.test_scores_have_their_standard_errors,
+           (parallel.Scorer, "__call__", "*rng.integers(n, size=(20, n))",
+            "*[np.arange(n)] * 20")),
+    Mutant("all windows timed with the last one", prices.test_whole_decodes_are_timed,
+           (parallel, "speed", "window=window)", "window=options.windows[-1])")),
     # Benchmarks.
+    Mutant("a pass with few guesses counts", PASSES,
+           (*EXACT, "each[:, 2:].mean(1)", "each.mean(1)")),
+    Mutant("a step of one token in passes", PASSES,
+           (*EXACT, 'each / seconds["one token"]', 'seconds["one token"] / each')),
+    Mutant("passes without guidance", PASSES,
+           (*EXACT, "window, guidance=options.guidance)", "window, guidance=1.0)")),
     Mutant("the fastest and the slowest swapped", SPREAD,
            (timing, "spread", '"fastest": float(np.min(seconds))',
             '"fastest": float(np.max(seconds))')),

@@ -1,6 +1,7 @@
 """Figures of chapter 6: guidance on three ids, step sizes, the price of parallelism."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -52,28 +53,50 @@ def schedules() -> Image.Image:
 
 
 def price() -> Image.Image:
-    """The `block` scores of the README's table, with the standard errors of 500 pictures."""
-    results, steps = json.loads(RESULTS.read_text()), (1, 2, 4, 8, 16, 32)
-    image, draw = canvas(560, 320)
-    left, step, bottom, height = 60, 90, 265, 225
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = bottom - height * share
-        draw.line((left, y, left + 5 * step + 10, y), fill=PALE)
-        label(draw, (left - 8, y), f"{share:g}", 12, anchor="rm")
-    for column, t in enumerate(steps):
-        label(draw, (left + step * column, bottom + 6), str(t), 12, anchor="ma")
-    label(draw, (left + 2.5 * step, 312), "steps for 36 tokens", 13, anchor="md")
-    label(draw, (left, 14), "share of 500 drawn pictures", 13)
-    for metric, name, colour, at in (("accuracy", "class accuracy", WHAT, (3.7, 178)),
-                                     ("coherence", "colour coherence", WHERE, (2.5, 105))):
-        shares = [results[f"ch06.block_{t}.{metric}"]["value"] for t in steps]
-        points = [(left + step * i, bottom - height * p) for i, p in enumerate(shares)]
-        draw.line(points, fill=colour, width=2)
-        for (x, y), p in zip(points, shares):
-            error = height * (p * (1 - p) / 500) ** 0.5
-            draw.line((x, y - error, x, y + error), fill=colour, width=1)
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        label(draw, (left + step * at[0], at[1] - 40), name, 13, colour, "mm")
+    """Quality against passes of the model: three orders in some numbers of steps, and exact
+    decoding in random order by window. Bars are standard errors, where they are large enough."""
+    results = {key: entry["value"] for key, entry in json.loads(RESULTS.read_text()).items()}
+    image, draw = canvas(840, 350)
+    panels = (("shapes", "accuracy", "shapes, 36 tokens: class accuracy (more is better)", 36,
+               (2, 4, 8, 12, 16, 24, 36), 0.4, 1.0, 0.2,
+               {"random": ("random,", 6), "near": ("near", 0), "halton": ("halton", 20)}),
+              ("fashion", "distance", "Fashion-MNIST, 49 tokens: distance (less is better)", 49,
+               (2, 4, 8, 16, 24, 49), 0, 60, 20,
+               {"random": ("random", -8), "near": ("near", 0), "halton": ("halton", 8)}))
+    for panel, (data, metric, title, n, windows, low, high, step, names) in enumerate(panels):
+        left, bottom, width, height = 50 + 425 * panel, 300, 300, 250
+
+        def at(passes: float, value: float) -> tuple[float, float]:
+            return (left + width * (math.log2(passes) - 2) / (math.log2(n) - 2),
+                    bottom - height * (value - low) / (high - low))
+
+        label(draw, (left - 36, 10), title, 14)
+        for i in range(round((high - low) / step) + 1):
+            y = at(4, low + i * step)[1]
+            draw.line((left, y, left + width, y), fill=PALE)
+            label(draw, (left - 8, y), f"{low + i * step:g}", 12, anchor="rm")
+        for passes in (4, 8, 16, n):
+            label(draw, (at(passes, 0)[0], bottom + 6), str(passes), 12, anchor="ma")
+        label(draw, (left + width / 2, bottom + 24), "passes of the model", 13, anchor="ma")
+        lines = {name: [(k, f"price.{data}.{name}_{k}.{metric}") for k in (4, 8, 12, 16, n)]
+                 for name in names}
+        exact = [f"price.{data}.random_exact_{w}" for w in windows]
+        lines["exact"] = [(results[f"{key}.passes"], f"{key}.{metric}") for key in exact]
+        for (name, keys), colour in zip(lines.items(), (WHAT, WHERE, "#8a5aa8", GOOD)):
+            points = [at(passes, results[key]) for passes, key in keys]
+            draw.line(points, fill=colour, width=4 if name == "exact" else 2)
+            for (x, y), (_, key) in zip(points, keys):
+                error, size = height * results[f"{key}.error"] / (high - low), 3
+                if name == "exact":
+                    error, size = 0, 5
+                draw.line((x, y - error, x, y + error), fill=colour, width=1)
+                draw.ellipse((x - size, y - size, x + size, y + size), fill=colour)
+            if name == "exact":
+                x, y = points[2]
+                label(draw, (x, y + (-14, 14)[panel]), "exact decoding", 14, colour, "mm")
+            else:
+                (x, y), (text, below) = points[-1], names[name]
+                label(draw, (x + 8, y + below), text, 13, colour, "lm")
     return image
 
 
