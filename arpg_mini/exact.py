@@ -46,8 +46,8 @@ def exact_steps(model: ARPG, labels, seeds: Sequence[int], window: int = 16,
                 **settings) -> Iterator[Tensor]:
     """The streaming form of `decode_exact`: after every pass it yields the (B, N) raster ids that
     are final, -1 elsewhere. Later passes write to the same tensor, so clone it to keep it."""
-    if window < 1:
-        raise ValueError(f"window {window}: must be 1 or more")
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"window {window}: must be a whole number, 1 or more")
     for name in ("steps", "schedule", "within_step"):
         if name in settings:
             raise ValueError(f"{name}: exact decoding draws one token a step")
@@ -123,7 +123,8 @@ def decode_exact(model: ARPG, labels, seeds: Sequence[int], window: int = 16,
     """Draw the ids that `decode` draws with one token a step, in fewer passes.
 
     window: how many ranks a pass asks for, from the first that is not final. labels, seeds,
-    settings: those of `decode`, but for `steps`, `schedule` and `within_step`.
+    settings: those of `decode`, but for `steps`, `schedule` and `within_step`. Known tokens see
+    each other, as with `within_step="block"`.
     Returns (B, N) raster ids, and (B,) the passes that each sample took: 1 to the number of unknown
     positions, because each pass makes at least one token final. ValueError names a wrong argument.
     """

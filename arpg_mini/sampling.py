@@ -62,7 +62,7 @@ def position_noise(seeds: Sequence[int], n: int) -> Tensor:
     return torch.from_numpy(np.stack([np.random.default_rng([NOISE, s]).random(n) for s in seeds]))
 
 
-def guide(logits: Tensor, guidance: float, schedule: str, share_done: float) -> Tensor:
+def guide(logits: Tensor, guidance: float, schedule: str, share_done: float | Tensor) -> Tensor:
     """Classifier-free guidance: conditional half c and unconditional half u -> u + (c - u)·s.
 
     logits (or hidden vectors): (2B, M, V), conditional rows first -> (B, M, V). "linear" raises s

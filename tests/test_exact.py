@@ -181,7 +181,8 @@ def test_float32_draws_nearly_the_same_pictures():
 
 
 @pytest.mark.parametrize("how, says", [
-    ({"window": 0}, "window 0: must be 1 or more"), ({"steps": 4}, "steps: exact decoding"),
+    ({"window": 0}, "window 0: must be a whole number, 1 or more"),
+    ({"window": 2.5}, "window 2.5"), ({"steps": 4}, "steps: exact decoding"),
     ({"schedule": "cosine"}, "schedule: exact"), ({"within_step": "block"}, "within_step: exact"),
     ({"top_p": 0}, "top_p 0"), ({"guidance": float("nan")}, "guidance nan")])
 def test_mistakes_are_named(how, says):
