@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .config import GUIDANCE_SCHEDULES, ORDERS, POSITIONS, SCHEDULES, WITHIN_STEP
 from .orders import NOISE
@@ -96,21 +97,43 @@ def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
     return logits
 
 
-def inverse_cdf(logits: Tensor, noise: Tensor, at_once: int = 32) -> Tensor:
+def inverse_cdf(logits: Tensor, noise: Tensor) -> Tensor:
     """Ids distributed as softmax(logits), from uniform numbers.
 
     logits: (..., V), -inf for impossible ids. noise: (...) in [0, 1). Returns the (...) ids i with
-    P(id < i) <= noise < P(id <= i), computed for `at_once` rows at a time. It works in float64,
-    because the rounding errors of a float32 sum over V = 16384 ids would add up.
+    P(id < i) <= noise < P(id <= i).
     """
-    drawn = []
-    for rows, u in zip(logits.reshape(-1, logits.shape[-1]).split(at_once),
-                       noise.reshape(-1, 1).split(at_once)):
-        cdf = rows.double().softmax(-1).cumsum_(-1)                         # (rows, V)
-        total = cdf[:, -1:]                                 # rounding must not reach it
-        at = torch.minimum(u.to(total) * total, total.nextafter(torch.zeros_like(total)))
-        drawn.append(torch.searchsorted(cdf, at, right=True))
+    rows = logits.reshape(-1, logits.shape[-1])
+    at_once = 32 if rows.device.type == "cpu" else max(1, len(rows))    # a CPU's cache holds 32
+    drawn = [in_two_levels(*part) for part in zip(rows.split(at_once),
+                                                  noise.reshape(-1, 1).split(at_once))]
     return torch.cat(drawn).view(noise.shape)
+
+
+def in_two_levels(rows: Tensor, noise: Tensor) -> Tensor:
+    """(R, V) logits, (R, 1) noise -> (R, 1) ids. One float32 sum over V = 16384 ids would add up
+    its rounding errors, and most GPUs are slow in float64. So many ids are cut into √V blocks of √V
+    ids. Only the sums of the blocks, and then the ids of one block, are added in float64."""
+    weights, v = (rows - rows.amax(-1, keepdim=True)).exp_(), rows.shape[-1]    # (R, V)
+    if v <= 1024:
+        sums = weights.double().cumsum_(-1)
+        return first_above(sums, noise.to(sums) * sums[:, -1:])
+    size = math.isqrt(v - 1) + 1
+    blocks = F.pad(weights, (0, -v % size)).unflatten(-1, (-1, size))       # (R, V / size, size)
+    sums = blocks.sum(-1).double().cumsum_(-1)                              # (R, V / size)
+    at = noise.to(sums) * sums[:, -1:]
+    block = first_above(sums, at)                                           # (R, 1)
+    inner = blocks.gather(1, block[..., None].expand(-1, -1, size))[:, 0]   # (R, size)
+    before = F.pad(sums, (1, 0)).gather(1, block)                           # of earlier blocks
+    return block * size + first_above(inner.double().cumsum_(-1), at - before)
+
+
+def first_above(sums: Tensor, at: Tensor) -> Tensor:
+    """(R, n) running sums, (R, 1) numbers -> (R, 1) the first index whose sum is above the number.
+    Rounding must not lift the number to the last sum."""
+    end = sums[:, -1:]
+    return torch.searchsorted(
+        sums, torch.minimum(at, end.nextafter(torch.zeros_like(end))), right=True)
 
 
 def sample(logits: Tensor, noise: Tensor, share_done: float, settings: Settings) -> Tensor:
