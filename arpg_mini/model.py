@@ -69,29 +69,31 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        needs_gradient = any(ctx.needs_input_grad)
+        needs_gradient, kind = any(ctx.needs_input_grad), hidden.device.type
+        if torch.is_autocast_enabled(kind):     # cast once, not in every chunk
+            hidden, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, weight))
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32),
                             device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_gradient else None
         d_weight = torch.zeros_like(weight, dtype=total.dtype) if needs_gradient else None
         for start in range(0, len(hidden), rows):
-            h, t = hidden[start:start + rows], targets[start:start + rows]     # (rows, D), (rows,)
+            h, t = hidden[start:start + rows], targets[start:start + rows, None]
             logits = F.linear(h, weight).to(total.dtype)                       # (rows, V)
-            total += F.cross_entropy(logits, t, reduction="sum")
+            norms = logits.logsumexp(-1, keepdim=True)                         # (rows, 1)
+            total += (norms - logits.gather(1, t)).sum()
             if needs_gradient:
-                p = logits.softmax(-1)
-                p[torch.arange(len(t), device=t.device), t] -= 1
+                p = logits.sub_(norms).exp_().scatter_add_(1, t, -torch.ones_like(norms))
                 p = p.to(weight.dtype)
                 d_hidden[start:start + rows] = p @ weight
                 d_weight += p.T @ h
         if needs_gradient:
-            ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+            ctx.save_for_backward(d_hidden, d_weight)
         return total
 
     @staticmethod
     def backward(ctx, d_total: Tensor):
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_total, d_weight * d_total, None, None
+        return d_hidden * d_total, d_weight * d_total, None, None       # autograd casts them back
 
 
 class ARPG(nn.Module):
@@ -201,7 +203,7 @@ class ARPG(nn.Module):
         x = self.ask(table[orders], keys, values, causal=True, dropout=dropout,
                      hints=hints)                                              # (B, N, D)
         if loss_rows:
-            total = ChunkedCrossEntropy.apply(x.flatten(0, 1), self.head.weight, content.flatten(),
-                                              loss_rows)
+            weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()
+            total = ChunkedCrossEntropy.apply(x.flatten(0, 1), weight, content.flatten(), loss_rows)
             return total / content.numel()
         return self.head(x).to(torch.promote_types(x.dtype, torch.float32))

@@ -6,6 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arpg_mini import decoding, training
 from arpg_mini.attention import rotary_table
@@ -135,6 +136,31 @@ def test_the_loss_adds_up_in_float32(seed, rows):
                                 torch.autograd.grad(expected, exact)):
         gap = (got - right).abs().max() / right.abs().max()
         assert gap < 2**-6, f"{rows} rows at a time: the {name}'s gradient is off by {gap:.2g}"
+
+
+@for_all(20, seed=st.integers(0, 999), rows=st.integers(1, 30), half=st.booleans())
+def test_a_loss_without_gradients_computes_none(seed, rows, half):
+    """Under `no_grad` the loss is the same, and nothing as large as the head's gradient is made.
+
+    Broken if validation pays for gradients that nobody asks for.
+    """
+    model, sizes = tiny_model(torch.float32, vocab_size=40), []
+    g = torch.Generator().manual_seed(seed)
+    batch = (torch.randint(40, (3, 15), generator=g), torch.tensor([0, 1, 2]),
+             torch.rand(3, 15, generator=g).argsort(1))
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, kernel, types, arguments=(), named=None):
+            sizes.append(str(kernel))
+            return kernel(*arguments, **(named or {}))
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        expected = model(*batch, loss_rows=rows)
+        with torch.no_grad(), Watch():
+            loss = model(*batch, loss_rows=rows)
+    assert torch.equal(loss, expected), f"{loss} without gradients, {expected} with"
+    made = [name for name in sizes if "exp_" in name or "scatter_add" in name]
+    assert not made, f"gradients were computed: {made}"
 
 
 @for_all(20, seed=seeds, step=st.integers(0, 10**6), world=st.sampled_from([1, 2, 4]))

@@ -106,7 +106,7 @@ def kept_bytes(c: ModelConfig, tokens: int, images: int, half: bool = False,
     else:
         blocks = c.content_layers * content + c.query_layers * query
     shared = norm + 3 * narrow                          # keys, values; rotated keys
-    ends = mask + 2 * wide + 4 + wide + 8 + 8 * c.head_dim  # last norm, gradient; ids, rotations
+    ends = mask + 2 * wide + 4 + narrow + 8 + 8 * c.head_dim  # last norm, gradient; ids, rotations
     first_query = norm - 4                              # of one vector, not one per token
     return images * tokens * (blocks + shared + ends - first_query)
 

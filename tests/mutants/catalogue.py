@@ -251,7 +251,7 @@ MUTANTS = [
     Mutant("the head's gradient summed in bfloat16", learning.test_the_loss_adds_up_in_float32,
            (*CHUNKS, "torch.zeros_like(weight, dtype=total.dtype)", "torch.zeros_like(weight)")),
     Mutant("mean of the chunks' means", learning.test_the_loss_is_its_definition,
-           (*CHUNKS, 't, reduction="sum")', "t) * rows")),
+           (*CHUNKS, "logits.gather(1, t)).sum()", "logits.gather(1, t)).mean() * rows")),
     Mutant("chunked loss ignores the incoming gradient",
            learning.test_the_loss_is_its_definition,
            (model.ChunkedCrossEntropy, "backward", "d_hidden * d_total,", "d_hidden,")),
