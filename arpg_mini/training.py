@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .config import TrainConfig
@@ -67,8 +68,8 @@ def make_optimizer(module: nn.Module, weight_decay: float,
     return torch.optim.AdamW(groups, betas=betas, fused=True)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, module: nn.Module, lr: float,
-                   clip: float) -> Tensor:
+def optimizer_step(optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, clip: float,
+                   keep_gradients: bool = False) -> Tensor:
     """Clip the gradient, step, zero the gradient. Returns the gradient's norm before clipping.
 
     If the norm is not finite, neither the weights nor the optimizer change: the fused AdamW skips a
@@ -80,7 +81,7 @@ def optimizer_step(optimizer: torch.optim.Optimizer, module: nn.Module, lr: floa
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     optimizer.grad_scale, optimizer.found_inf = None, 1 - norm.isfinite().float()
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=not keep_gradients)
     return norm
 
 
@@ -134,6 +135,7 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids, config: TrainCo
     rows = config.batch_size // world
     pieces = -(-rows // config.micro_batch)
     cuts = [rows * i // pieces for i in range(pieces + 1)]
+    ddp = isinstance(call, nn.parallel.DistributedDataParallel)
     model.train()
     for step in range(start, config.steps):
         batch = draw_batch(ids, config, model.null_label, model.config.class_dropout, seed, step,
@@ -145,13 +147,15 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids, config: TrainCo
             tokens, labels, orders = (t[cuts[piece]:cuts[piece + 1]].to(device, non_blocking=True)
                                       for t in batch)
             torch.manual_seed(int(generator(seed, DROPOUT, step, rank, piece).integers(2**62)))
-            ddp = isinstance(call, nn.parallel.DistributedDataParallel)
             maps = {}
             if control:
                 hidden = generator(seed, CONTROLS, step, rank, piece).random(len(tokens))
                 hidden = torch.from_numpy(hidden < model.config.class_dropout).to(device)
                 maps["control"] = control(tokens).masked_fill(hidden[:, None, None, None], -1)
-            silent = call.no_sync() if ddp and piece < pieces - 1 else contextlib.nullcontext()
+            last = piece == pieces - 1                      # it shares the whole step's gradients
+            if isinstance(call, FSDPModule):
+                call.set_requires_gradient_sync(last)
+            silent = call.no_sync() if ddp and not last else contextlib.nullcontext()
             with silent:
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
                     part = call(tokens, labels, orders, loss_rows=config.loss_rows, **maps)
@@ -159,7 +163,8 @@ def train_arpg(model: ARPG, call: nn.Module, average: ARPG, ids, config: TrainCo
                 part.backward()
             loss += part.detach()
         lr = learning_rate(step, config.steps, config, config.lr)
-        norm = optimizer_step(optimizer, model, lr, config.grad_clip)
+        # DDP's gradients are views of what it sends. New ones would be copies: twice the memory.
+        norm = optimizer_step(optimizer, model, lr, config.grad_clip, keep_gradients=ddp)
         update_average(average, model, config.ema, step)
         yield {"loss": loss, "lr": lr, "norm": norm}
 

@@ -93,15 +93,15 @@ def lines_of_code(text: str) -> int:
 
 
 def test_files_stay_short():
-    """The paper: at most 2,060 lines, 1,340 of them code, in files of at most 250. The README: at
+    """The paper: at most 2,100 lines, 1,370 of them code, in files of at most 250. The README: at
     most 180 lines, a script 100, any other file 300."""
     assert lines_of_code('"""a\n\nb"""\nx = """\nc\n"""\n\n# d\ndef f():\n    "e"\n    y') == 5
     text = {f: (ROOT / f).read_text() for room in (*ROOMS, "") for f in sources(room)}
     lines = {f: len(t.splitlines()) for f, t in text.items()}
     paper = [*sources("arpg_mini"), "arpg_mini/__init__.py"]
     text["arpg_mini/__init__.py"] = (ROOT / "arpg_mini/__init__.py").read_text()
-    assert sum(len(text[f].splitlines()) for f in paper) <= 2060
-    assert sum(lines_of_code(text[f]) for f in paper) <= 1340
+    assert sum(len(text[f].splitlines()) for f in paper) <= 2100
+    assert sum(lines_of_code(text[f]) for f in paper) <= 1370
     assert max(lines[f] for f in sources("arpg_mini")) <= 250
     assert max(lines[f] for f in sources("")) <= 100
     assert max(lines.values()) <= 300

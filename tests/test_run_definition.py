@@ -305,38 +305,54 @@ def test_two_processes_leave_what_one_would(case):
     check_a_run(case, 1e-4 if case.get("shard") else 1e-7)
 
 
-def count_sums(out: Path, micro_batch: int, device: torch.device) -> None:
-    """In one of two processes: how often does each of three steps share its gradients?"""
+def count_sums(out: Path, micro_batch: int, shard: bool, device: torch.device) -> None:
+    """In one of two processes: how often does each of three steps share its gradients? And does
+    the optimizer zero them in place, where DDP sends them from?"""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-    model, sums, counts = tiny_model(**SMALL), 0, []
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+    model, sums, counts, kept = tiny_model(**SMALL), 0, [], True
 
     def hook(group, bucket):
         nonlocal sums
         sums += 1
         return allreduce_hook(group, bucket)
 
-    call = processes.wrap(model, device)
-    call.register_comm_hook(None, hook)
+    def reduce(*arguments, real=_fsdp_param_group.foreach_reduce, **how):
+        nonlocal sums
+        sums += 1
+        return real(*arguments, **how)
+
+    average = training.average_of(model)
+    call = processes.wrap(model, device, shard)
+    if shard:
+        processes.wrap(average, device, shard)
+        _fsdp_param_group.foreach_reduce = reduce       # this process ends after the steps
+    else:
+        call.register_comm_hook(None, hook)
     config = TrainConfig(steps=3, batch_size=10, micro_batch=micro_batch)
-    for _ in training.train_arpg(model, call, training.average_of(model), FakeIds(6), config, 1,
+    for _ in training.train_arpg(model, call, average, FakeIds(6), config, 1,
                                  training.make_optimizer(model, 0.05, config.betas),
                                  rank=processes.rank(), world=2):
         counts.append(sums)
+        kept = kept and all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
         sums = 0
-    torch.save(counts, out / f"counts-{processes.rank()}.pt")
+    torch.save((counts, kept), out / f"counts-{processes.rank()}.pt")
 
 
-@for_all(1, micro_batch=st.just(2))
-def test_gradients_are_shared_once_a_step(micro_batch):
+@for_all(2, shard=st.booleans())
+def test_gradients_are_shared_once_a_step(shard):
     """Two processes accumulate three pieces each. The model fits into one bucket of gradients.
+    Sharded, each block has its own, and so has the rest.
 
-    Broken if every piece waits for the other process.
+    Broken if every piece waits for the other process, or if DDP's gradients are made anew.
     """
+    once = 1 + shard * (SMALL["content_layers"] + SMALL["query_layers"])
     with tempfile.TemporaryDirectory() as folder:
-        in_processes(2, count_sums, Path(folder), micro_batch)
+        in_processes(2, count_sums, Path(folder), 2, shard)
         for rank in range(2):
-            counts = torch.load(Path(folder) / f"counts-{rank}.pt", weights_only=True)
-            assert counts == [1, 1, 1], f"process {rank} shares gradients {counts} times a step"
+            counts, kept = torch.load(Path(folder) / f"counts-{rank}.pt", weights_only=True)
+            assert counts == [once] * 3, f"process {rank} shares gradients {counts} times a step"
+            assert kept or shard, f"process {rank} makes its gradients anew"
 
 
 class Products(TorchDispatchMode):

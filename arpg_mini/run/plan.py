@@ -123,7 +123,9 @@ def memory(c: ModelConfig, t: TrainConfig, tokens: int, images: int, processes: 
     else:                                               # autocast's copies of weights
         copies = 2 * (count - ends - (2 * layers + 2) * c.dim) if half else 0
     rows = min(t.loss_rows, images * tokens)
+    pieces = -(-t.batch_size // (images * processes))
     return {"weights": 4 * count // spread, "gradients": 4 * count // spread,
+            "gradients of several pieces, whole": 4 * count if shard and pieces > 1 else 0,
             "optimizer": 8 * count // spread, "running average": 4 * count // spread,
             "weights to compute with": copies,
             "averaged weights, whole, in the first": 4 * count if shard else 0,
@@ -149,7 +151,7 @@ def describe(run: dict, options) -> str:
         f"memory of each of {options.gpus} process{'es' * (options.gpus > 1)}, {images} images at "
         f"a time in {'bfloat16' if half else 'float32'}" + ", sharded" * options.shard
         + ", recomputing" * options.recompute + ":"]
-    lines += [f"{bytes / 1e9:10.2f} GB  {name}" for name, bytes in parts.items()]
+    lines += [f"{bytes / 1e9:10.2f} GB  {name}" for name, bytes in parts.items() if bytes]
     lines += [f"{sum(parts.values()) / 1e9:10.2f} GB  at most in total; CUDA takes about 1 GB more"]
     fits = [f"{card} GB: {most_images(c, t, tokens, card, how) or 'none'}" for card in (24, 40, 80)]
     lines += [f"largest --micro-batch, by card: {', '.join(fits)}",

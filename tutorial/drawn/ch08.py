@@ -7,7 +7,7 @@ from arpg_mini.run.plan import memory
 from arpg_mini.run.presets import presets
 from tutorial.figures import BAD, GOOD, INK, PALE, WHAT, WHERE, canvas, label
 
-HUES = (WHAT, "#7fb0df", WHERE, "#e8b08f", GOOD, "#9bc9a8", "#7a3e9d", BAD)
+HUES = (WHAT, "#7fb0df", "#c9def2", WHERE, "#e8b08f", GOOD, "#9bc9a8", "#7a3e9d", BAD)
 
 
 def rows() -> Image.Image:
@@ -21,7 +21,8 @@ def rows() -> Image.Image:
         start = x
         for piece in mine.split(micro_batch):
             for row in piece.tolist():
-                draw.rectangle((x, 36, x + side, 36 + side), fill=HUES[2 * rank + 1], outline=PALE)
+                hue = HUES[(1, 4, 6)[rank]]
+                draw.rectangle((x, 36, x + side, 36 + side), fill=hue, outline=PALE)
                 label(draw, (x + side / 2, 36 + side / 2), str(row), 15, anchor="mm")
                 x += side
             left = x - side * len(piece)
@@ -41,7 +42,7 @@ def memories() -> Image.Image:
     """Memory of each of eight processes, by part: L, and XXL in three ways."""
     cases = [("arpg-l", {}), ("arpg-xxl", {}), ("arpg-xxl", dict(shard=True)),
              ("arpg-xxl", dict(shard=True, recompute=True))]
-    image, draw = canvas(700, 330)
+    image, draw = canvas(700, 353)
     label(draw, (12, 8), "GB in each of 8 processes, bfloat16, at the preset's micro-batch")
     scale, left, seen = 10.2, 190, []
     for number, (name, how) in enumerate(cases):
