@@ -74,15 +74,16 @@ def complete_steps(model: ARPG, known: Tensor, labels, seeds: Sequence[int], ste
         alike.setdefault(mask.tobytes(), []).append(row)
     for rows in alike.values():
         mask = (canvas[rows[0]] >= 0).cpu().numpy()
+        at = torch.tensor(rows, device=canvas.device)       # once: a list would be copied each time
         for number, (r, c, few) in enumerate(plan_windows(mask, size, steps, usual)):
-            window = np.s_[rows, r:r + size[0], c:c + size[1]]
+            window = np.s_[at, r:r + size[0], c:c + size[1]]
             decoder = partial(exact_steps, window=exact) if exact else partial(
                 decode_steps, steps=few)
             part = decoder(
-                model, labels[rows], [window_seed(seeds[row], number) for row in rows],
+                model, labels[at], [window_seed(seeds[row], number) for row in rows],
                 known=canvas[window].flatten(1), grid=size, positions=how,
-                orders=order, control=cut_control(model, control, rows, r, c, size),
-                against=None if against is None else against[rows], **settings)
+                orders=order, control=cut_control(model, control, at, r, c, size),
+                against=None if against is None else against[at], **settings)
             for ids in part:
                 canvas[window] = ids.view(len(rows), *size)
                 yield canvas
@@ -95,7 +96,7 @@ def window_seed(seed: int, number: int) -> int:
     return int(np.random.default_rng([WINDOW, seed, number]).integers(2**62)) if number else seed
 
 
-def cut_control(model: ARPG, control: Tensor | None, rows: list[int], r: int, c: int,
+def cut_control(model: ARPG, control: Tensor | None, rows: Tensor, r: int, c: int,
                 size: tuple[int, int]) -> Tensor | None:
     """The part of the samples' condition maps that lies under a window."""
     if control is None or not model.config.control_stride:

@@ -225,7 +225,8 @@ class VQTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """(B, h, w) ids -> (B, 3, height, width), clamped to [-1, 1]."""
-        return self.reconstruct(self.codebook.lookup(ids)).clamp(-1, 1)
+        codes = self.codebook.lookup(ids).split(32)     # one of 256×256 takes 0.13 GB
+        return torch.cat([self.reconstruct(part) for part in codes]).clamp_(-1, 1)
 
     def forward(self, images: Tensor, quantize: bool = True):
         """Returns pictures, losses by name, features (n, code_dim) and ids (n,), n = B · h · w.

@@ -207,6 +207,17 @@ def first_batch(s: Sampler, *flags: object) -> int:
     return len(calls.call_args.args[2])
 
 
+def native_precision(name: str | None, kind: str, native: bool) -> torch.dtype:
+    with patch("torch.cuda.is_bf16_supported", side_effect=lambda including_emulation=True:
+               native or including_emulation):
+        return processes.pick_precision(name, torch.device(kind))
+
+
+def among(world: int, s: Sampler, *flags: object) -> int:
+    with patch.object(processes, "world", return_value=world):
+        return first_batch(s, *flags)
+
+
 def launched(main: Callable, *flags: object) -> SimpleNamespace:
     """How a command would start its processes: their number, the device, and what they get."""
     with patch.object(processes, "launch", return_value=None) as launch:
@@ -297,14 +308,25 @@ SAMPLING = {
     "--columns": lambda s: {"that many": png_of(s, "--columns", 3) == (3 * 62 - 2, 2 * 62 - 2),
                             "at most 10": png_of(s)[1] == 60},
     "--batch-size": lambda s: {"so many at a time": first_batch(s, "--batch-size", 3) == 3,
-                               "100 by default": first_batch(s, "--count", 101) == 100},
+                               "100 by default": first_batch(s, "--count", 101) == 100,
+                               "of each process": among(3, s, "--batch-size", 3, "--count", 9) == 3,
+                               "large pictures": [drawing.most_at_once(side, torch.device(kind))
+                                                  for side in ((256, 256), (512, 1024), (9, 9))
+                                                  for kind in ("cpu", "cuda")]
+                               == [16, 64, 2, 8, 100, 100]},
     "--device": lambda s: {
         "passed on": launched(sample_mini.main, s.run, "--npz", s.file(".npz"), "--device", "cpu"
                               ).device == "cpu",
         "checked": refuses("tpu", sample_mini.main, s.run, "--npz", s.file(".npz"))},
     "--precision": lambda s: {name: s.load("--precision", name).model.head.weight.dtype == kind
                               for name, kind in (("bfloat16", torch.bfloat16),
-                                                 ("float32", torch.float32))},
+                                                 ("float32", torch.float32))}
+    | {f"{name} on {kind}, {native} native": native_precision(name, kind, native) == right
+       for name, kind, native, right in ((None, "cpu", True, torch.float32),
+                                         (None, "cuda", True, torch.bfloat16),
+                                         (None, "cuda", False, torch.float32),
+                                         ("bfloat16", "cuda", False, torch.bfloat16),
+                                         ("float32", "cuda", True, torch.float32))},
     "--gpus": lambda s: {"that many processes": launched(
         sample_mini.main, s.run, "--npz", s.file(".npz"), "--gpus", 3, "--device", "cpu").gpus
         == 3},

@@ -24,7 +24,7 @@ from ..run import plan
 from ..run.command import DEVICE, PRECISION, Parser, exit_code, number
 from ..run.drawing import check_settings
 from ..run.presets import Preset, presets
-from ..run.processes import pick_device
+from ..run.processes import pick_device, pick_precision
 from . import bench_decode
 from .bench_decode import BASELINES, SWEEPS
 from .timing import Work, in_a_process, matrix_rate, paired, peak_bytes, print_table, spread
@@ -207,8 +207,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     def work() -> None:
         device, preset = torch.device(pick_device(options.device)), presets()[options.preset]
-        dtype = getattr(torch, options.precision or
-                        ("bfloat16" if device.type == "cuda" else "float32"))
+        dtype = pick_precision(options.precision, device)
         if "steps" in options:
             n = preset.model.grid[0] * preset.model.grid[1]
             options.steps = options.steps or [n // 4, n // 8]

@@ -48,7 +48,7 @@ FLAGS = {
         ("--recompute", bool, "activation checkpointing: a third more work for a fraction of the "
          "memory"),
         ("--compile", bool, "torch.compile the blocks"),
-        ("--precision", PRECISION, "of matrix products (default: bfloat16 on cuda)"),
+        ("--precision", PRECISION, "of matrix products (default: bfloat16 on cuda, if it has it)"),
         ("--deterministic", bool, "use only kernels that sum in a fixed order, so that a resumed "
          "run has the same bits on CUDA too; slower")],
     "saving and watching": [

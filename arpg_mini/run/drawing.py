@@ -48,8 +48,10 @@ class Drawer:
     settings: dict                              # for `editing.complete_steps`
 
     def pixels(self, ids: Tensor) -> Tensor:
-        """(B, h, w) ids -> (B, 3, height, width)."""
-        return to_pixels(self.tokenizer, ids, self.model.config.grid)
+        """(B, h, w) ids -> (B, 3, height, width). On a GPU, in the model's precision."""
+        half = ids.is_cuda and self.model.head.weight.dtype == torch.bfloat16
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
+            return to_pixels(self.tokenizer, ids, self.model.config.grid).float()
 
     @property
     def stride(self) -> int:
@@ -68,8 +70,7 @@ class Drawer:
 
 def load(options, device: torch.device) -> Drawer:
     """The model that the flags name. UserError names the flag or file that is wrong."""
-    half = device.type == "cuda" and options.released
-    dtype = getattr(torch, options.precision or ("bfloat16" if half else "float32"))
+    dtype = processes.pick_precision(options.precision, device)
     if options.released:
         tokenizer = checkpoint.load_any_tokenizer(options.tokenizer)[0].to(device)
         model = pretrained.load_released_arpg(options.released, dtype=dtype, device=device)
@@ -117,6 +118,12 @@ def best_guidance(config: ModelConfig, steps: int) -> float:
     return by_steps[min(by_steps, key=lambda known: abs(known - steps))]
 
 
+def most_at_once(side: tuple[int, int], device: torch.device) -> int:
+    """How many pictures of `side` pixels a process draws at once, unless --batch-size says it. A
+    GPU is idle with few; a CPU is not, and has less memory for them."""
+    return min(100, max(1, (2**22 if device.type == "cuda" else 2**20) // (side[0] * side[1])))
+
+
 def check_grid(flag: str, grid: tuple[int, int], drawer: Drawer) -> None:
     trained = drawer.model.config.grid
     if grid[0] * grid[1] > MOST_LARGER * trained[0] * trained[1]:
@@ -138,11 +145,12 @@ def draw(drawer: Drawer, options, device: torch.device) -> None:
         maps = edges(to_device(np.array(picture.resize(side[::-1]))[None], device))
         grown = max(1, min(side) / min(picture.size))   # enlarging makes an edge flatter
         drawer.settings["control"] = (maps * grown).clamp(max=1)
-    few = min(100, max(1, 2**20 // (side[0] * side[1])))   # so many fit in memory at once
+    few = most_at_once(side, device)
     zoom = check_animation(options, min(options.count, few), side)
     options.columns = min(options.columns, options.count)
-    at_a_time = options.batch_size or few
-    starts, rank, world = range(0, options.count, at_a_time), processes.rank(), processes.world()
+    rank, world = processes.rank(), processes.world()
+    at_a_time = (options.batch_size or few) * world         # a batch for each process
+    starts = range(0, options.count, at_a_time)
     nothing = torch.full((1, *grid), -1, device=device)
     steps, passes = drawer.steps(nothing), Passes(drawer)
     bar = tqdm(total=steps and (len(starts) + bool(options.gif)) * steps, desc="draw",

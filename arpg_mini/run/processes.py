@@ -77,6 +77,12 @@ def pick_device(name: str | None, gpus: int = 1) -> str:
     return name
 
 
+def pick_precision(name: str | None, device: torch.device) -> torch.dtype:
+    """The type of --precision, or bfloat16 on a GPU that computes in it, else float32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return getattr(torch, name or ("bfloat16" if native else "float32"))
+
+
 def launch(main, gpus: int, device: str, *arguments) -> int | None:
     """Call `main(*arguments, device)` in `gpus` processes, or in this one if torchrun started it.
     `main` returns an exit code or None."""

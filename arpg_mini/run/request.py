@@ -62,9 +62,10 @@ FLAGS = {
         ("--gif", Path, "also write an animation of the tokens arriving, step by step"),
         ("--npz", Path, "all images as arr_0, their classes as arr_1, for evaluators"),
         ("--columns", COUNT, "of the grid", 10),
-        ("--batch-size", COUNT, "images drawn at a time (default: 100, fewer if they are large)"),
+        ("--batch-size", COUNT, "images that each process draws at a time (default: 100, fewer if "
+         "they are large: of 256×256 pixels 64 on cuda, 16 elsewhere)"),
         DEVICE,
-        ("--precision", PRECISION, "of the weights (default: bfloat16 for --released on cuda)"),
+        ("--precision", PRECISION, "of the weights (default: bfloat16 on cuda, if it has it)"),
         ("--gpus", COUNT, "processes that share the work, one per GPU", 1),
         ("--compile", bool, "torch.compile the blocks and, on cuda, replay batches as CUDA graphs: "
          "slow to start, fast for many images")]}

@@ -30,7 +30,7 @@ def train(run: dict, options, ready: Ready, stop: processes.Stop, device) -> ARP
         torch.use_deterministic_algorithms(True)
     config, first = TrainConfig(**run["train"]), processes.rank() == 0
     config = replace(config, micro_batch=options.micro_batch or config.micro_batch)
-    half = (options.precision or {"cuda": "bfloat16"}.get(device.type)) == "bfloat16"
+    half = processes.pick_precision(options.precision, device) == torch.bfloat16
     shard = options.shard and processes.world() > 1
 
     torch.manual_seed(run["seed"])

@@ -2,7 +2,16 @@
 
 from arpg_mini.data import builtin, colours, files, folders, ids, images
 from arpg_mini.measure import bench, edit_scores, evaluation
-from arpg_mini.run import checkpoint, describe, drawing, export, plan, prepare, request
+from arpg_mini.run import (
+    checkpoint,
+    describe,
+    drawing,
+    export,
+    plan,
+    prepare,
+    processes,
+    request,
+)
 from arpg_mini.run import train as loop
 from tests import test_data_definition as data
 from tests import test_files_definition as written
@@ -369,9 +378,12 @@ DATA = [
         ("compile", "if options.compile:", "if False:"),
         ("steps", "if options.steps is None else options.steps", 'if True else ""'))],
     Mutant("--control ignored", SAMPLING, (*DRAW, "(maps * grown).clamp(max=1)", "maps * 0")),
-    Mutant("--batch-size ignored", SAMPLING, (*DRAW, "options.batch_size or few", "few")),
-    Mutant("any number of pictures drawn at a time", SAMPLING, (*DRAW, "min(100, max(1,",
-                                                                "min(10**9, max(1,")),
+    Mutant("--batch-size ignored", SAMPLING, (*DRAW, "(options.batch_size or few)", "few")),
+    Mutant("any number of pictures drawn at a time", SAMPLING,
+           (drawing, "most_at_once", "min(100, max(1,", "min(10**9, max(1,")),
+    Mutant("--batch-size shared by the processes", SAMPLING, (*DRAW, "few) * world", "few)")),
+    Mutant("bfloat16 where a GPU only emulates it", SAMPLING,
+           (processes, "pick_precision", "including_emulation=False", "")),
     Mutant("--columns ignored", SAMPLING,
            (*DRAW, "min(options.columns, options.count)", "min(10, options.count)")),
     Mutant("--count ignored with --npz", SAMPLING,
