@@ -57,6 +57,13 @@ def test_the_mutant_is_killed(mutant):
     assert found is not None, f"the mutant survives:\n{diff(mutant)}"
 
 
+def test_every_edit_fits_the_package():
+    """Also those of the slow run. Broken if the package has changed and a mutant has not."""
+    for mutant in ALL:
+        with applied(mutant):
+            pass
+
+
 def test_every_assertion_of_a_property_says_what_is_wrong():
     """A bare `assert` would give no message to the student and to the table of mutants."""
     for module in MODULES:

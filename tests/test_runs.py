@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import sample_mini
 import train_mini
 from arpg_mini import UserError, training
 from arpg_mini.config import TrainConfig
 from arpg_mini.data.files import also_as
-from arpg_mini.run import checkpoint, processes
+from arpg_mini.run import checkpoint, drawing, processes
 from tests.helpers import ROOT, TINY, Copy, FakeIds, run, tiny_model, weights
 
 
@@ -453,3 +456,30 @@ def test_the_step_after_loading_is_the_step_before_saving(tmp_path):
     for name, state in end["optimizer"]["state"].items():
         assert all(torch.equal(v, again["optimizer"]["state"][name][k]) for k, v in state.items())
     assert asdict(config) == asdict(TrainConfig(steps=8, batch_size=4, lr=1e-2))
+
+
+class Full:
+    """A model whose GPU has too little memory."""
+
+    def steps(*_, **how):
+        yield from ()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 9")
+
+
+@pytest.mark.parametrize("card, says", [
+    (24e9, "by --plan its 24 GB hold 1024 at a time"),
+    (1e9, "by --plan its 1 GB hold none; try --recompute, --shard or a smaller model")])
+def test_too_little_memory_names_the_flag_and_what_fits(card, says, pictures, tmp_path, mistake):
+    with (patch.object(training, "train_arpg", Full.steps),
+          patch("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=card))):
+        said = mistake(train_mini, "--data", pictures, "--side", 16, *TINY, "--micro-batch", 4,
+                       "--out", tmp_path / "run", "--device", "cpu")
+    assert said == ("train_mini.py: error: --micro-batch 4: more than the GPU's memory holds (CUDA "
+                    f"out of memory); {says}")
+
+
+def test_too_little_memory_to_draw_names_the_batch(finished, mistake):
+    with patch.object(drawing, "complete_steps", Full.steps):
+        said = mistake(sample_mini, finished[0], "--count", 9, "--batch-size", 5)
+    assert said.endswith("--batch-size 5: more than the GPU's memory holds (CUDA out of memory); "
+                         "try half of it")

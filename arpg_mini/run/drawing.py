@@ -159,8 +159,10 @@ def draw(drawer: Drawer, options, device: torch.device) -> None:
     def pictures(rows: range, frames: list | None = None) -> np.ndarray:
         labels = [classes[i % len(classes)] for i in rows]
         known = nothing.expand(len(rows), -1, -1)
-        for ids in passes.count(known, complete_steps(
-                drawer.model, known, labels, [options.seed + i for i in rows], **drawer.settings)):
+        steps = complete_steps(drawer.model, known, labels, [options.seed + i for i in rows],
+                               **drawer.settings)
+        for ids in passes.count(known, processes.in_memory(
+                steps, f"--batch-size {len(rows)}", lambda: "try half of it")):
             bar.update()
             if frames is not None:
                 shown = images.to_uint8(drawer.pixels(ids.clamp(min=0)))

@@ -161,7 +161,7 @@ def describe(run: dict, options) -> str:
     return "\n".join(lines)
 
 
-def most_images(c: ModelConfig, t: TrainConfig, tokens: int, card: int, how: dict) -> int:
+def most_images(c: ModelConfig, t: TrainConfig, tokens: int, card: float, how: dict) -> int:
     """The most images at a time that fit a card of so many GB, with a tenth and 1 GB kept free."""
     return max((n for n in range(1, 1025)
                 if sum(memory(c, t, tokens, n, **how).values()) < (0.9 * card - 1) * 1e9),

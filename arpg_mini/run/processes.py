@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -81,6 +81,16 @@ def pick_precision(name: str | None, device: torch.device) -> torch.dtype:
     """The type of --precision, or bfloat16 on a GPU that computes in it, else float32."""
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return getattr(torch, name or ("bfloat16" if native else "float32"))
+
+
+def in_memory(steps: Iterator[T], flag: str, fits: Callable[[], str]) -> Iterator[T]:
+    """Pass on what the steps yield. If a GPU has too little memory, UserError names the flag that
+    needs less; `fits` says what would fit."""
+    try:
+        yield from steps
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{flag}: more than the GPU's memory holds ({str(error).split('. ')[0]}); "
+                        f"{fits()}") from None
 
 
 def launch(main, gpus: int, device: str, *arguments) -> int | None:
