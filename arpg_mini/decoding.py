@@ -103,25 +103,29 @@ def run_steps(model: ARPG, plan: Plan, how: Settings) -> Iterator[Tensor]:
     cache = Cache(model.config.content_layers + 1, rows, model.config.heads, slots,
                   model.config.head_dim, device=weight.device, dtype=weight.dtype)
 
-    def read(positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(positions: Tensor) -> Tensor:
+        return plan.table[positions].repeat(repeat, 1, 1)                   # (rows, s, K/2)
+
+    def read(positions: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the tokens at (B, s) positions as those of one step."""
         ids = plan.ids.gather(1, positions).repeat(repeat, 1)               # (rows, s)
         s, past, mask = positions.shape[1], cache.length, None
         if how.within_step == "causal" and s > 1:
             mask = torch.ones(s, past + s, dtype=torch.bool, device=ids.device).tril(past)
-        return model.read(ids, plan.table[positions].repeat(repeat, 1, 1), mask=mask, cache=cache)
+        return model.read(ids, where, mask=mask, cache=cache)
 
     class_slot = torch.full((rows, 1), n, device=weight.device)
     keys, values = model.read(model.class_ids(plan.labels), plan.table[class_slot], cache=cache)
     if len(plan.known):
-        keys, values = read(plan.known.expand(batch, -1))
-    done, targets = 0, None
+        known = plan.known.expand(batch, -1)
+        keys, values = read(known, rotary(known))
+    done, targets, where = 0, None, None
     for size in plan.sizes:
         if done:
-            keys, values = read(targets)                    # the previous step's
+            keys, values = read(targets, where)             # the previous step's
         targets = plan.orders[:, done:done + size]                          # (B, M)
-        done += size
-        hidden = model.ask(plan.table[targets].repeat(repeat, 1, 1), keys, values,
+        done, where = done + size, rotary(targets)
+        hidden = model.ask(where, keys, values,
                            hints=plan.hints_of(targets, rows))              # (rows, M, D)
         share_done = done / plan.orders.shape[1]
         if repeat == 2:                     # the head is linear: guiding before it halves its cost

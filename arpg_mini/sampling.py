@@ -131,9 +131,7 @@ def in_two_levels(rows: Tensor, noise: Tensor) -> Tensor:
 def first_above(sums: Tensor, at: Tensor) -> Tensor:
     """(R, n) running sums, (R, 1) numbers -> (R, 1) the first index whose sum is above the number.
     Rounding must not lift the number to the last sum."""
-    end = sums[:, -1:]
-    return torch.searchsorted(
-        sums, torch.minimum(at, end.nextafter(torch.zeros_like(end))), right=True)
+    return torch.searchsorted(sums, torch.minimum(at, sums[:, -1:] * (1 - 2**-52)), right=True)
 
 
 def sample(logits: Tensor, noise: Tensor, share_done: float, settings: Settings) -> Tensor:

@@ -25,7 +25,7 @@ import sample_mini
 import train_mini
 from arpg_mini import ARPG, UserError, VQTokenizer
 from arpg_mini.data import images
-from arpg_mini.measure import bench, bench_decode, edit_scores, evaluation
+from arpg_mini.measure import bench, bench_decode, count, edit_scores, evaluation
 from arpg_mini.run import checkpoint, describe, drawing, export, prepare, processes, replay, request
 from arpg_mini.run import train as loop
 from arpg_mini.run.presets import presets
@@ -554,7 +554,7 @@ class Measure:
         """What a benchmark gets: sizes, options, device, dtype; and what is printed."""
         modules = {"train": (bench, "bench_train"), "decode": (bench_decode, "bench_decode"),
                    "memory": (bench_decode, "bench_memory"),
-                   "exact": (bench_decode, "bench_exact"),
+                   "exact": (bench_decode, "bench_exact"), "count": (count, "bench_count"),
                    "scaling": (bench_decode, "bench_scaling")}
         with patch.object(*modules[what], return_value=[]) as measure, \
                 patch.object(bench, "print_table"):

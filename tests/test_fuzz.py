@@ -40,6 +40,7 @@ from arpg_mini.data import builtin, folders, ids, images
 from arpg_mini.measure import (
     bench,
     bench_decode,
+    count,
     edit_scores,
     evaluation,
     judge,
@@ -490,7 +491,8 @@ def run(valid, tmp_path, monkeypatch):
             (drawing, "complete_steps"), (retouch, "complete_steps"), (processes.mp, "spawn"),
             (evaluation, "extract"), (edit_scores, "control inpainting shapes_classifier"),
             (export, "write_whole"), (bench, "bench_train"),
-            (bench_decode, "bench_decode bench_memory bench_scaling bench_exact")):
+            (bench_decode, "bench_decode bench_memory bench_scaling bench_exact"),
+            (count, "bench_count")):
         for name in names.split():
             monkeypatch.setattr(module, name, Mock(side_effect=Begins))
     monkeypatch.setattr(evaluation, "JUDGED", ())           # their judges are trained

@@ -25,7 +25,7 @@ from ..run.command import DEVICE, PRECISION, Parser, exit_code, number
 from ..run.drawing import check_settings
 from ..run.presets import Preset, presets
 from ..run.processes import pick_device, pick_precision
-from . import bench_decode
+from . import bench_decode, count
 from .bench_decode import BASELINES, SWEEPS
 from .timing import Work, in_a_process, matrix_rate, paired, peak_bytes, print_table, spread
 
@@ -125,6 +125,12 @@ COLUMNS = {
                "GB": "{bytes_G:.1f}", "of the limit": "{share_of_floor:.0%}",
                "to products": lambda r: "{median:.2f} ({least:.2f} to {most:.2f})".format(
                    **r["to_products"]) if "to_products" in r else ""},
+    "count": {"images": "{images}", "work": "{work}", "kernels": "{kernels:,}",
+              "in float64": "{float64:,}", "GB": "{bytes_G:.1f}",
+              "TFLOP": lambda r: f"{r['flops'] / 1e12:.2f}",
+              "attention shapes": "{attention_shapes}", "waits": "{waits}",
+              **{name: lambda r, name=name: f"{r['seconds'][name]:.3f} s, {r['rates'][name]:.0f}/s"
+                 for name in count.CARDS}},
     "exact": {"images": "{batch}", "window": "{window}", "seconds of a pass": "{seconds:.4f}",
               "fastest to slowest": "{fastest:.4f} to {slowest:.4f}",
               "to a step of one token":
@@ -145,6 +151,12 @@ NOTES = {
     "decode": "TFLOP: arithmetic; GB: weights, keys and values read; of the limit: share of the "
               "time that these would take\nat the machine's rates; to products: the time divided by"
               " that of the bare products of a plain implementation",
+    "count": "seconds and images per second are computed, not measured: a kernel takes 2.5 µs or, "
+             "if that is longer,\nits bytes or its FLOPs; assumed TB/s, bfloat16 TFLOP/s, float64 "
+             "TFLOP/s: " + "; ".join(
+                 f"{name} {c.bandwidth / 1e12:g}, {c.rate / 1e12:g}, {c.float64 / 1e12:g}"
+                 for name, c in count.CARDS.items())
+             + ";\nin bfloat16, nothing compiled, a host that keeps up",
     "exact": "a window saves time if its passes make more tokens final, on average, than the last "
              "column says",
     "memory": "peak: above what the process held with the model; in all: weights and peak",
@@ -181,6 +193,7 @@ KINDS = {
     "decode": ("images per second, also one token per step and raster order", [
         *STEPS, ("--baselines", words(BASELINES), "what else to measure (default: all of "
                  + ", ".join(BASELINES) + ")", BASELINES)]),
+    "count": ("what a GPU would do, counted without one: kernels, bytes, FLOPs, waits", STEPS),
     "exact": ("passes of exact decoding by window", [
         ("--windows", whole_numbers, "ranks that a pass asks for (default 1,2,4,8,16,32,64)",
          [1, 2, 4, 8, 16, 32, 64]), GUIDANCE]),
@@ -217,7 +230,7 @@ def main() -> int:
         if "guidance" in options:
             check_settings(guidance=options.guidance)
         measure = {"train": bench_train, "decode": bench_decode.bench_decode,
-                   "exact": bench_decode.bench_exact,
+                   "exact": bench_decode.bench_exact, "count": count.bench_count,
                    "memory": bench_decode.bench_memory, "scaling": bench_decode.bench_scaling}
         rows = measure[options.what](preset, options, device, dtype)
         if options.json:

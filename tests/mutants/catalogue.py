@@ -53,7 +53,8 @@ MUTANTS = [
            (*DECODE, """\
     keys, values = model.read(model.class_ids(plan.labels), plan.table[class_slot], cache=cache)
     if len(plan.known):
-        keys, values = read(plan.known.expand(batch, -1))
+        known = plan.known.expand(batch, -1)
+        keys, values = read(known, rotary(known))
 """, """\
     first = plan.ids[:, plan.known].repeat(repeat, 1)
     at = torch.cat([class_slot, plan.known.expand(rows, -1)], 1)
@@ -64,8 +65,8 @@ MUTANTS = [
     Mutant("queries rotated to the source's position", whole.test_teacher_forcing,
            (*FORWARD, "self.ask(table[orders]", "self.ask(table[slots]")),
     Mutant("queries rotated to their rank, not their position", whole.test_cached_equals_uncached,
-           (*DECODE, "model.ask(plan.table[targets]",
-            "model.ask(plan.table[torch.arange(done - size, done).expand(batch, -1)]")),
+           (*DECODE, "model.ask(where, ",
+            "model.ask(rotary(torch.arange(done - size, done).expand(batch, -1)), ")),
     Mutant("queries in raster order in training", learning.test_training_is_its_definition,
            (*FORWARD, "self.ask(table[orders]", "self.ask(table[orders.sort().values]")),
     Mutant("tokens rotated to the position they predict", whole.test_teacher_forcing,
@@ -75,9 +76,11 @@ MUTANTS = [
     Mutant("shared keys not rotated", pieces.test_shifting_all_positions_changes_nothing,
            (*READ, "rotate(k, where)", "k")),
     Mutant("content keys not rotated", pieces.test_shifting_all_positions_changes_nothing,
-           (*CONTENT, "rotate(k, rotary)", "k")),
+           (*CONTENT, "rotate(qk, rotary)", "torch.cat([rotate(qk[:, :, :self.heads], rotary), "
+            "qk[:, :, self.heads:]], 2)")),
     Mutant("content queries not rotated", pieces.test_shifting_all_positions_changes_nothing,
-           (*CONTENT, "rotate(q, rotary)", "q")),
+           (*CONTENT, "rotate(qk, rotary)", "torch.cat([qk[:, :, :self.heads], "
+            "rotate(qk[:, :, self.heads:], rotary)], 2)")),
     Mutant("values rotated as well", pieces.test_shifting_all_positions_changes_nothing,
            (*READ, "v.transpose(1, 2)", "rotate(v, where).transpose(1, 2)")),
     Mutant("row and column swapped", pieces.test_rotation_is_its_definition,
@@ -208,6 +211,9 @@ MUTANTS = [
            (sampler, "first_above", "right=True", "right=False")),
     Mutant("cumulative sum in float32", sampling.test_inverse_cdf_is_precise_at_16384_ids,
            (sampler, "in_two_levels", "blocks.sum(-1).double()", "blocks.sum(-1).float()")),
+    Mutant("a number counted from the first block",
+           sampling.test_inverse_cdf_agrees_with_one_sum_over_all_ids,
+           (sampler, "in_two_levels", "at - before", "at")),
     Mutant("uniform numbers drawn per step", sampling.test_noise_belongs_to_seed_and_position,
            (*DECODE, "plan.noise.gather(1, targets)", "plan.noise[:, :size]")),
     Mutant("uniform numbers by rank", sampling.test_noise_belongs_to_seed_and_position,
@@ -255,6 +261,10 @@ MUTANTS = [
     Mutant("chunked loss ignores the incoming gradient",
            learning.test_the_loss_is_its_definition,
            (model.ChunkedCrossEntropy, "backward", "d_hidden * d_total,", "d_hidden,")),
+    Mutant("gradients computed for a loss alone",
+           learning.test_a_loss_without_gradients_computes_none,
+           (*FORWARD, "self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()",
+            "self.head.weight")),
     # The formulas.
     Mutant("gate and value of the feed-forward swapped", whole.test_decoding_is_its_definition,
            (model.FeedForward, "forward", "F.silu(gate) * value", "gate * F.silu(value)")),
