@@ -73,7 +73,7 @@ class SpatialAttention(nn.Module):
 class Downsample(nn.Module):
     """Stride-2 convolution, padded on the right and bottom only, as in the released weights."""
 
-    def __init__(self, channels: int, local: bool = False):
+    def __init__(self, channels: int, local: bool):
         super().__init__()
         self.padding = "replicate" if local else "constant"
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)

@@ -1,10 +1,14 @@
 """The tokenizer: shapes, the straight-through gradient, and the codebook's losses and rows."""
 
+import math
+from itertools import product
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from arpg_mini import TokenizerConfig, VQTokenizer
+from arpg_mini.tokenizer import PixelNorm
 
 SMALL = dict(channels=32, multipliers=(1, 1, 2), encoder_blocks=1, decoder_blocks=1,
              latent_channels=16, codebook_size=20, code_dim=4)
@@ -93,6 +97,20 @@ def test_fit_finds_separate_clusters_of_unequal_size():
     book = tokenizer().codebook
     book.fit(features[torch.randperm(len(features), generator=generator)], generator)
     assert (1 - (centres @ book.rows.T).max(1).values).max() < 0.01
+
+
+def test_the_norm_of_a_local_encoder_is_its_definition():
+    """Each pixel's channels by their root mean square, also where it is near the 1e-6 under it."""
+    norm = PixelNorm(5).double()
+    torch.nn.init.normal_(norm.gain)
+    for size in (1e-4, 1e-3, 1.0, 30.0):
+        x = size * torch.randn(2, 5, 3, 4, dtype=torch.float64)
+        expected = torch.empty_like(x)
+        for b, r, c in product(range(2), range(3), range(4)):
+            pixel = x[b, :, r, c]
+            rms = math.sqrt(float((pixel**2).sum()) / 5 + 1e-6)
+            expected[b, :, r, c] = pixel / rms * norm.gain.flatten()
+        torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=0)
 
 
 def test_a_local_encoder_sees_only_its_own_few_pixels():

@@ -54,9 +54,9 @@ RELATED = {
     "pretrained": "pretrained golden",
     "run": "runs commands files plan pretrained replay training training_definition "
            "run_definition flags drawing_definition odd_folders",
-    "sampling": "sampling exact decoding equivalence invariants golden",
+    "sampling": "sampling orders exact decoding equivalence invariants golden",
     "tokenizer": "tokenizer training training_definition golden pretrained",
-    "training": "training training_definition invariants control"}
+    "training": "training training_definition run_definition invariants control"}
 
 
 def diff(old: str, new: str) -> str:
