@@ -6,8 +6,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from arpg_mini import ARPG, ModelConfig
+from arpg_mini import ARPG, ModelConfig, TokenizerConfig
 from arpg_mini.attention import Linear, RMSNorm, rotary_table, rotate
+from arpg_mini.config import TrainConfig
 from arpg_mini.decoding import decode
 from arpg_mini.orders import random_orders
 from arpg_mini.run.presets import presets
@@ -110,3 +111,37 @@ def test_compiled_rotation_is_the_same():
     with patch("torch.compiler.is_compiling", lambda: True):
         spelt_out = rotate(x, table)
     torch.testing.assert_close(spelt_out, rotate(x, table))
+
+
+def test_the_recipe_is_the_papers():
+    """The defaults that the paper and the released code fix. A mistake here trains a worse model,
+    and nothing else shows it."""
+    train, model, tokenizer = TrainConfig(), ModelConfig(), TokenizerConfig()
+    assert (train.betas, train.weight_decay, train.grad_clip) == ((0.9, 0.95), 0.05, 1.0)
+    assert (train.final_lr, train.warmup, train.ema) == (1e-5, 0.25, 0.9999)
+    assert (model.dropout, model.class_dropout, model.rope_base) == (0.1, 0.1, 10000.0)
+    assert model.ffn_hidden is not None and ModelConfig(dim=1024, heads=16).ffn_hidden == 2816
+    assert (tokenizer.channels, tokenizer.multipliers) == (128, (1, 1, 2, 2, 4))
+    assert (tokenizer.encoder_blocks, tokenizer.decoder_blocks) == (2, 3)
+    assert (tokenizer.latent_channels, tokenizer.codebook_size, tokenizer.code_dim) == (
+        256, 16384, 8)
+    assert (tokenizer.stride, tokenizer.commitment, tokenizer.local_encoder) == (16, 0.25, False)
+
+
+@pytest.mark.parametrize("name, width, layers, heads, steps, batch, lr", [
+    ("arpg-l", 1024, 12, 16, 500_000, 1024, 4e-4), ("arpg-xl", 1280, 18, 20, 670_000, 768, 3e-4),
+    ("arpg-xxl", 1536, 24, 24, 1_000_000, 512, 2e-4),
+    ("imagenet-s", 512, 7, 8, 300_000, 256, 2e-4)])
+def test_the_named_sizes_train_as_the_paper_says(name, width, layers, heads, steps, batch, lr):
+    preset = presets()[name]
+    model, train = preset.model, preset.train
+    assert (model.dim, model.content_layers, model.query_layers, model.heads) == (
+        width, layers, layers, heads)
+    assert (model.vocab_size, model.num_classes, model.grid) == (16384, 1000, (16, 16))
+    assert (train.steps, train.batch_size, train.lr) == (steps, batch, lr)
+    assert (preset.side, preset.views, preset.data) == (256, "center-flip", "folder")
+    usual = TrainConfig()
+    for field in ("betas", "weight_decay", "grad_clip", "final_lr", "warmup", "ema"):
+        assert getattr(train, field) == getattr(usual, field), field
+    assert (model.dropout, model.class_dropout, model.rope_base) == (0.1, 0.1, 10000.0)
+    assert preset.tokenizer == TokenizerConfig()
