@@ -95,9 +95,9 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     """average ← average·d + model·(1 - d). d grows from 0.1 to `decay`, so that the initial weights
     are soon forgotten."""
     d = min(decay, (1 + step) / (10 + step))
-    for pair in zip(average.parameters(), model.parameters()):
-        a, p = (t.to_local() if isinstance(t, DTensor) else t for t in pair)
-        a.lerp_(p, 1 - d)
+    a, p = ([t.to_local() if isinstance(t, DTensor) else t for t in module.parameters()]
+            for module in (average, model))
+    torch._foreach_lerp_(a, p, 1 - d)           # few kernels for all tensors together
 
 
 def draw_batch(ids, config: TrainConfig, null_label: int, class_dropout: float, seed: int,

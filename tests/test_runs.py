@@ -483,3 +483,16 @@ def test_too_little_memory_to_draw_names_the_batch(finished, mistake):
         said = mistake(sample_mini, finished[0], "--count", 9, "--batch-size", 5)
     assert said.endswith("--batch-size 5: more than the GPU's memory holds (CUDA out of memory); "
                          "try half of it")
+
+
+def test_a_gpu_is_set_up_before_the_work(monkeypatch):
+    """Broken if it still plans attention by cuDNN, or multiplies float32 without tensor cores."""
+    for kind, calls in (("cpu", []), ("cuda", [("sdp", False), ("products", "high")])):
+        seen = []
+        monkeypatch.setattr("torch.backends.cuda.enable_cudnn_sdp",
+                            lambda x: seen.append(("sdp", x)))
+        monkeypatch.setattr("torch.set_float32_matmul_precision",
+                            lambda x: seen.append(("products", x)))
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        processes.launch(lambda device: seen.append(device.type), 1, kind)
+        assert seen == [*calls, kind], f"{kind}: {seen}"

@@ -109,7 +109,7 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
     if device == "cuda" and gpus > torch.cuda.device_count():
         raise UserError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()} of them")
     if gpus == 1:
-        return main(*arguments, torch.device(device))
+        return main(*arguments, set_up(torch.device(device)))
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -129,6 +129,15 @@ def launch(main, gpus: int, device: str, *arguments) -> int | None:
                          ) from None
 
 
+def set_up(device: torch.device) -> torch.device:
+    """Set how a GPU computes. A decode has a different attention shape in every step, and cuDNN
+    would plan each for long. Float32 products use tensor cores."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
 def _spawned(local_rank: int, main, device: str, *arguments) -> None:
     """One of the processes that `launch` starts."""
     global SAY
@@ -146,7 +155,7 @@ def _member(local_rank: int, main, device: str, *arguments) -> None:
         if device == "cuda":
             torch.cuda.set_device(place)
         meet("nccl" if device == "cuda" else "gloo")
-        return main(*arguments, place)
+        return main(*arguments, set_up(place))
 
     try:
         code = exit_code(Path(sys.argv[0]).name, work)

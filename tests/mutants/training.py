@@ -115,7 +115,7 @@ TRAINING = [
     Mutant("the ramp one step late", A_STEP,
            (*AVERAGE, "(1 + step) / (10 + step)", "step / (9 + step)")),
     Mutant("the average's two shares swapped", A_STEP,
-           (*AVERAGE, "lerp_(p, 1 - d)", "lerp_(p, d)")),
+           (*AVERAGE, "lerp_(a, p, 1 - d)", "lerp_(a, p, d)")),
     Mutant("the average starts at zero", A_STEP,
            (training, "average_of", "copy.deepcopy(model)",
             "nn.utils.vector_to_parameters(\n        nn.utils.parameters_to_vector((new := "
