@@ -48,7 +48,7 @@ RELATED = {
     "decoding": "decoding exact equivalence sampling invariants replay golden",
     "editing": "editing control equivalence edit_scores",
     "exact": "exact",
-    "measure": "bench evaluation edit_scores plan",
+    "measure": "bench count parallel evaluation edit_scores plan",
     "model": "model attention equivalence invariants control golden training",
     "orders": "orders decoding golden sampling equivalence invariants",
     "pretrained": "pretrained golden",
