@@ -11,6 +11,7 @@ import time
 import unicodedata
 from argparse import Namespace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -388,6 +389,27 @@ def test_impossible_ranks_are_named(wrong, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="{}={}.*unset them".format(*next(iter(wrong.items())))):
         command.launcher()
+
+
+def test_several_machines_meet_on_the_interface_between_them(monkeypatch):
+    """Gloo would take the interface of the host's own name. Broken if one machine's processes are
+    touched, or a variable that is set."""
+    monkeypatch.setattr(processes.dist, "rendezvous", Mock(side_effect=StopIteration))
+    for local, before, expected in (("2", None, "lo"), ("4", None, None), ("2", "eth7", "eth7"),
+                                   (None, None, None)):
+        variables = {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": local,
+                     "GLOO_SOCKET_IFNAME": before}
+        for name, value in (RANKS | variables).items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        with pytest.raises(StopIteration):
+            processes.meet("gloo")
+        assert os.environ.get("GLOO_SOCKET_IFNAME") == expected, f"{local}, {before}"
+    assert command.interface_to("no such host") is None
+    monkeypatch.setattr(command, "fcntl", None)
+    assert command.interface_to("127.0.0.1") is None
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,14 +1,22 @@
 """How every command reads its flags and reports a user's mistake: one line, exit code 2."""
 
 import argparse
+import contextlib
 import math
 import os
 import re
+import socket
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import UserError
+
+try:
+    import fcntl
+except ImportError:                             # Windows
+    fcntl = None
 
 # A row: the flag, what it takes (bool: nothing; a tuple: one of its words), its help, its default.
 Flags = dict[str, list[tuple]]
@@ -119,6 +127,23 @@ def launcher() -> tuple[int, int, int] | None:
         return int(texts[0]), int(texts[1]), int(texts[2])
     raise UserError(f"{', '.join(map('='.join, zip(LAUNCHED[:4], texts)))}: must be whole numbers, "
                     "RANK below WORLD_SIZE; unset them if no launcher started this program")
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface on the way to an address, on Linux. (Gloo takes the one of the host's
+    own name, which is often reachable from this machine only.)"""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))                     # sends nothing
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode())
+                with contextlib.suppress(OSError):          # one without an address
+                    found = fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24]     # SIOCGIFADDR
+                    if socket.inet_ntoa(found) == probe.getsockname()[0]:
+                        return name
+    except (OSError, AttributeError):                       # no route; no fcntl
+        pass
+    return None
 
 
 def print_anything() -> None:

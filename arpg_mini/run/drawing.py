@@ -22,7 +22,7 @@ from ..editing import complete_steps, plan_windows, to_pixels
 from ..model import ARPG
 from ..sampling import Settings
 from ..tokenizer import VQTokenizer, to_device
-from . import checkpoint, processes, replay
+from . import checkpoint, plan, processes, replay
 from .request import settle
 
 # The paper's, by layers (ARPG-L, -XL, -XXL) and steps.
@@ -161,7 +161,7 @@ def draw(drawer: Drawer, options, device: torch.device) -> None:
         known = nothing.expand(len(rows), -1, -1)
         steps = complete_steps(drawer.model, known, labels, [options.seed + i for i in rows],
                                **drawer.settings)
-        for ids in passes.count(known, processes.in_memory(
+        for ids in passes.count(known, plan.in_memory(
                 steps, f"--batch-size {len(rows)}", lambda: "try half of it")):
             bar.update()
             if frames is not None:

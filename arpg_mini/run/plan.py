@@ -6,6 +6,9 @@ for AdamW's two moments and 4 for its running average. Autograd keeps what the l
 `Block.compute` need for their gradients. Tests compare the formulas with PyTorch's own counts.
 """
 
+from collections.abc import Callable, Iterator
+
+from .. import UserError
 from ..config import ModelConfig, TrainConfig
 
 
@@ -166,3 +169,25 @@ def most_images(c: ModelConfig, t: TrainConfig, tokens: int, card: float, how: d
     return max((n for n in range(1, 1025)
                 if sum(memory(c, t, tokens, n, **how).values()) < (0.9 * card - 1) * 1e9),
                default=0)
+
+
+def fitting(c: ModelConfig, t: TrainConfig, device, processes: int, **how) -> str:
+    """What the plan allows on this GPU."""
+    import torch                                # a plan in words needs none
+
+    card = torch.cuda.get_device_properties(device).total_memory / 1e9
+    most = most_images(c, t, c.grid[0] * c.grid[1], card, how | {"processes": processes})
+    return (f"by --plan its {card:.0f} GB hold {most} at a time" if most else
+            f"by --plan its {card:.0f} GB hold none; try --recompute, --shard or a smaller model")
+
+
+def in_memory(steps: Iterator, flag: str, fits: Callable[[], str]) -> Iterator:
+    """Pass on what the steps yield. If a GPU has too little memory, UserError names the flag that
+    needs less; `fits` says what would fit."""
+    import torch
+
+    try:
+        yield from steps
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{flag}: more than the GPU's memory holds ({str(error).split('. ')[0]}); "
+                        f"{fits()}") from None

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -27,7 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from .. import UserError
 from ..model import ARPG
-from .command import LAUNCHED, complain, exit_code, launcher, print_anything
+from .command import LAUNCHED, complain, exit_code, interface_to, launcher, print_anything
 
 T = TypeVar("T")
 waiting = None                                 # the process group in which CPUs agree
@@ -81,16 +81,6 @@ def pick_precision(name: str | None, device: torch.device) -> torch.dtype:
     """The type of --precision, or bfloat16 on a GPU that computes in it, else float32."""
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return getattr(torch, name or ("bfloat16" if native else "float32"))
-
-
-def in_memory(steps: Iterator[T], flag: str, fits: Callable[[], str]) -> Iterator[T]:
-    """Pass on what the steps yield. If a GPU has too little memory, UserError names the flag that
-    needs less; `fits` says what would fit."""
-    try:
-        yield from steps
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{flag}: more than the GPU's memory holds ({str(error).split('. ')[0]}); "
-                        f"{fits()}") from None
 
 
 def launch(main, gpus: int, device: str, *arguments) -> int | None:
@@ -179,6 +169,9 @@ def meet(backend: str) -> None:
     word = threading.Timer(SAY, print, [f"waiting for {others} other processes at {at}; {hint}"],
                            {"file": sys.stderr, "flush": True})
     word.start()
+    if int(os.environ.get("LOCAL_WORLD_SIZE", others + 1)) <= others and (      # several machines
+            name := interface_to(os.environ["MASTER_ADDR"])):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=MEETING))
         # An hour: others wait for process 0's gradient while it writes a large checkpoint.
@@ -187,7 +180,9 @@ def meet(backend: str) -> None:
                                 timeout=timedelta(hours=1))
     except dist.DistError as error:
         raise UserError(f"MASTER_ADDR, MASTER_PORT {at}: did not meet {others} other processes "
-                        f"({str(error).splitlines()[0][:100]}); {hint}") from None
+                        f"({str(error).splitlines()[0][:100]}); {hint}; if they run on other "
+                        "machines, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME must name the network "
+                        "interface between them") from None
     finally:
         word.cancel()
     # Days: process 0 may train a tokenizer. With gloo, because CPUs can agree without GPUs.

@@ -19,7 +19,7 @@ from .. import UserError
 from ..data import images
 from ..editing import complete_steps, composite, known_ids, place
 from ..tokenizer import to_device
-from . import processes
+from . import plan
 from .drawing import Drawer, Passes, check_animation, check_grid, open_picture, save_animation
 
 
@@ -112,7 +112,7 @@ def edit(drawer: Drawer, options, device: torch.device) -> None:
 
     frames = [shown(task.known).repeat(n, axis=0)]
     known, passes = task.known.expand(n, -1, -1), Passes(drawer)
-    steps = processes.in_memory(
+    steps = plan.in_memory(
         complete_steps(drawer.model, known, labels, [options.seed + i for i in range(n)],
                        **drawer.settings), f"--count {n}", lambda: "ask for half as many")
     for ids in tqdm(passes.count(known, steps), "edit", drawer.steps(task.known), unit="step"):

@@ -23,15 +23,6 @@ from .prepare import Ready
 from .saving import Log, Saver, control_of, sheet
 
 
-def fitting(ready: Ready, config: TrainConfig, device: torch.device, **how) -> str:
-    """What the plan allows on this GPU."""
-    card = torch.cuda.get_device_properties(device).total_memory / 1e9
-    most = plan.most_images(ready.model, config, ready.model.grid[0] * ready.model.grid[1], card,
-                            how | {"processes": processes.world()})
-    return (f"by --plan its {card:.0f} GB hold {most} at a time" if most else
-            f"by --plan its {card:.0f} GB hold none; try --recompute, --shard or a smaller model")
-
-
 def train(run: dict, options, ready: Ready, stop: processes.Stop, device) -> ARPG | None:
     """In every process: train to the last step, or until a signal ends it. Returns the averaged
     model, in the first process."""
@@ -64,9 +55,10 @@ def train(run: dict, options, ready: Ready, stop: processes.Stop, device) -> ARP
     steps = training.train_arpg(model, call, average, ready.ids, config, run["seed"], optimizer,
                                 start, processes.rank(), processes.world(), half and not shard,
                                 control)
-    steps = processes.in_memory(
+    steps = plan.in_memory(
         steps, f"--micro-batch {config.micro_batch}",
-        lambda: fitting(ready, config, device, half=half, shard=shard, recompute=options.recompute))
+        lambda: plan.fitting(ready.model, config, device, processes.world(), half=half,
+                             shard=shard, recompute=options.recompute))
     bar = tqdm(steps, "arpg", config.steps, initial=start, unit="step", disable=not first)
     recent, hopeless, since = [], 0, time.perf_counter()
     for step, result in enumerate(bar, start + 1):
