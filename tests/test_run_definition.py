@@ -308,14 +308,13 @@ def test_two_processes_leave_what_one_would(case):
 def count_sums(out: Path, micro_batch: int, shard: bool, device: torch.device) -> None:
     """In one of two processes: how often does each of three steps share its gradients? And does
     the optimizer zero them in place, where DDP sends them from?"""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.distributed.fsdp._fully_shard import _fsdp_param_group
     model, sums, counts, kept = tiny_model(**SMALL), 0, [], True
 
-    def hook(group, bucket):
+    def hook(group, bucket, real=processes.default_hooks.allreduce_hook):
         nonlocal sums
         sums += 1
-        return allreduce_hook(group, bucket)
+        return real(group, bucket)
 
     def reduce(*arguments, real=_fsdp_param_group.foreach_reduce, **how):
         nonlocal sums
@@ -323,12 +322,11 @@ def count_sums(out: Path, micro_batch: int, shard: bool, device: torch.device) -
         return real(*arguments, **how)
 
     average = training.average_of(model)
-    call = processes.wrap(model, device, shard)
+    with patch.object(processes.default_hooks, "allreduce_hook", hook):
+        call = processes.wrap(model, device, shard)
     if shard:
         processes.wrap(average, device, shard)
         _fsdp_param_group.foreach_reduce = reduce       # this process ends after the steps
-    else:
-        call.register_comm_hook(None, hook)
     config = TrainConfig(steps=3, batch_size=10, micro_batch=micro_batch)
     for _ in training.train_arpg(model, call, average, FakeIds(6), config, 1,
                                  training.make_optimizer(model, 0.05, config.betas),

@@ -173,7 +173,7 @@ def most_images(c: ModelConfig, t: TrainConfig, tokens: int, card: float, how: d
 
 def fitting(c: ModelConfig, t: TrainConfig, device, processes: int, **how) -> str:
     """What the plan allows on this GPU."""
-    import torch                                # a plan in words needs none
+    import torch  # a plan in words needs none
 
     card = torch.cuda.get_device_properties(device).total_memory / 1e9
     most = most_images(c, t, c.grid[0] * c.grid[1], card, how | {"processes": processes})

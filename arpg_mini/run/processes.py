@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.checkpoint import state_dict as states
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -228,11 +229,16 @@ def wrap(model: ARPG, device: torch.device, shard: bool = False, half: bool = Fa
     then computes in bfloat16, without autocast, which would keep whole copies of the weights.
     """
     if not shard or world() == 1:
+        if world() == 1:
+            return model
         # With unused parameters allowed, DDP never rebuilds its buckets. Otherwise it regroups the
-        # gradients after a process's first step, and a resumed run sums them in another order.
-        return (nn.parallel.DistributedDataParallel(
-            model, gradient_as_bucket_view=True, find_unused_parameters=True)
-            if world() > 1 else model)
+        # gradients after a process's first step, and a resumed run sums them in another order. For
+        # the same reason a hook divides the sums: DDP itself multiplies new gradients by 1 / world
+        # and divides kept ones by world, which rounds otherwise.
+        call = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True,
+                                                   find_unused_parameters=True)
+        call.register_comm_hook(None, default_hooks.allreduce_hook)
+        return call
     how = {"mesh": init_device_mesh(device.type, (world(),)),
            "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None,
                                              reduce_dtype=torch.float32)}
