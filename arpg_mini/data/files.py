@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import shutil
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -68,6 +69,10 @@ def sweep(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+# numpy parses headers by `ast`. In Python 3.11, threads that do so at the same time may fail.
+HEADERS = threading.Lock()
+
+
 def regular(path: Path) -> Path:
     """The path of a file that exists and ends. OSError otherwise: reading a pipe may never end."""
     if not os.path.isfile(path):
@@ -79,7 +84,8 @@ def npy(path: Path) -> np.ndarray:
     """The array in a .npy file, mapped into memory. OSError or ValueError if it holds none, or less
     than its header says."""
     try:
-        return np.load(regular(path), mmap_mode="r", allow_pickle=False)
+        with HEADERS:
+            return np.load(regular(path), mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:                  # numpy's parser of headers may raise anything
