@@ -102,7 +102,6 @@ class Counter(TorchDispatchMode):
         """In place of the fused attention kernel, whose choice needs a device."""
         return Attention.apply(self.counts, q, k, v, attn_mask, is_causal)
 
-
     def normalise(self, x: Tensor, shape: tuple, weight: Tensor | None = None,
                   eps: float = 0.0) -> Tensor:
         """In place of `F.rms_norm`, which is one kernel on a GPU and several elsewhere."""
@@ -153,6 +152,7 @@ class Attention(torch.autograd.Function):
 
 @contextlib.contextmanager
 def counting(*modes) -> Iterator[Counter]:
+    """Count what is done inside, under more dispatch modes or patches if given."""
     counter = Counter()
     with contextlib.ExitStack() as stack:
         for mode in (*modes, counter, patch.multiple(
@@ -163,9 +163,9 @@ def counting(*modes) -> Iterator[Counter]:
 
 
 def count_decode(config: ModelConfig, batch: int, steps: int, guidance: float = 4.0,
-                 dtype: torch.dtype = torch.bfloat16, **settings) -> list[Counts]:
+                 dtype: torch.dtype = torch.bfloat16) -> list[Counts]:
     """What each step of a decode costs. The plan is made before."""
-    how = Settings(steps=steps, guidance=guidance, **settings)
+    how = Settings(steps=steps, guidance=guidance)
     table = rotary_table(config.grid, config.head_dim, config.rope_base, "cpu", torch.complex64)
     planner = SimpleNamespace(config=config, null_label=config.num_classes, control=None,
                               embedding=SimpleNamespace(weight=torch.empty(0)),
@@ -187,6 +187,7 @@ def count_training(config: ModelConfig, images: int, loss_rows: int, half: bool 
     """What forward and backward of one micro-batch cost. (The device is a fake CPU, since autocast
     knows no others; it casts for the same operators.)"""
     n = math.prod(config.grid)
+
     def norm(layer: RMSNorm, x: Tensor) -> Tensor:          # as on a GPU
         return F.rms_norm(x, layer.gain.shape, layer.gain.to(x.dtype), layer.eps)
 
@@ -204,8 +205,8 @@ def count_training(config: ModelConfig, images: int, loss_rows: int, half: bool 
 
 
 def bench_count(preset, options, device: torch.device, dtype: torch.dtype) -> list[dict]:
-    """One row per piece of work: a middle step of a decode, the whole decode, a micro-batch. The
-    device of --device does not matter: nothing is computed."""
+    """One row per piece of work: a middle step of a decode, the whole decode, a micro-batch. Always
+    for a GPU in bfloat16, whatever --device and --precision say: nothing is computed."""
     c, rows = preset.model, []
     for batch in options.batch_size:
         for steps in options.steps:
